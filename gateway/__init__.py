@@ -1,0 +1,1 @@
+"""Read/write-splitting gateway for MySQL, memcached and Redis."""

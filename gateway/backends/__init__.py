@@ -1,0 +1,1 @@
+"""Connections to servers: pools, leases, shared pipelines, hash rings."""

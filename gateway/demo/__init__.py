@@ -1,0 +1,1 @@
+"""The local stack: real servers in a temporary folder, sample data, a small workload."""

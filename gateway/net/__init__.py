@@ -1,0 +1,1 @@
+"""Sockets and waiting: the only package that touches trio.lowlevel."""

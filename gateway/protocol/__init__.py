@@ -1,0 +1,1 @@
+"""Sans-IO codecs, client and server side: bytes in, messages out; never imports trio."""

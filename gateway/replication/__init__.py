@@ -1,0 +1,1 @@
+"""The shared replication engine: positions, freshness, observation, and the memcached log."""

@@ -1,0 +1,1 @@
+"""The replication log of a memcached group and what follows it."""

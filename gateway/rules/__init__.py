@@ -1,0 +1,1 @@
+"""Rule files: model, load, compile, and their tests."""

@@ -1,0 +1,1 @@
+"""One conversation with a client per protocol, and the state it keeps."""

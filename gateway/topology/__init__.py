@@ -1,0 +1,1 @@
+"""Groups, members, their health, and who is the primary."""
