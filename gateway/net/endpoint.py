@@ -1,0 +1,285 @@
+"""One socket in the lane: receives into its owner, queues output, and says when the peer reads too slowly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import struct
+from collections import deque
+from itertools import islice
+from typing import Final, Protocol
+
+from gateway.net.lane import GONE, READ, WRITE, Lane
+
+RECEIVE_BYTES: Final = 65_536  # per socket and batch: what one greedy peer can take of it
+HIGH_WATERMARK_BYTES: Final = 262_144  # output held for a peer before its source is paused
+LOW_WATERMARK_BYTES: Final = 65_536
+BUFFERS_PER_SEND: Final = 64  # far below IOV_MAX (1024)
+LINGER_SECONDS: Final = 5.0  # how long the last output of a closing connection may take
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+
+
+class Owner(Protocol):
+    """Who an endpoint belongs to. All calls are made by the lane, synchronously, within a batch."""
+
+    def received(self, chunk: bytes) -> None:
+        """Bytes came, never empty."""
+
+    def ended(self) -> None:
+        """The peer will send nothing more; output can still be written."""
+
+    def lost(self, error: OSError) -> None:
+        """The connection broke and the endpoint is closed already."""
+
+    def overfull(self) -> None:
+        """More than the high watermark waits for the peer: pause what produces it."""
+
+    def drained(self) -> None:
+        """After `overfull`: less than the low watermark waits."""
+
+    def expired(self) -> None:
+        """The endpoint's `deadline` has passed; it is infinite again."""
+
+    def raised(self, error: Exception) -> None:
+        """One of the calls above raised; to be raised again in the task that owns the connection."""
+
+
+class Endpoint:
+    """A connected, non-blocking stream socket that the lane serves for its owner.
+
+    `deadline` is a time of Trio's clock in seconds, kept coarsely (`lane.SWEEP_SECONDS`); `math.inf` for none.
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_closing",
+        "_mask",
+        "_out",
+        "_overfull",
+        "_reading",
+        "_waiting",
+        "bytes_in",
+        "bytes_out",
+        "closed",
+        "deadline",
+        "eof",
+        "high",
+        "lane",
+        "low",
+        "owner",
+        "queued",
+        "receive_bytes",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        lane: Lane,
+        sock: socket.socket,
+        owner: Owner,
+        *,
+        reading: bool = True,
+        receive_bytes: int = RECEIVE_BYTES,
+        high: int = HIGH_WATERMARK_BYTES,
+        low: int = LOW_WATERMARK_BYTES,
+    ) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.lane = lane
+        self.sock = sock
+        self.owner = owner
+        self.deadline = math.inf
+        self.receive_bytes = receive_bytes
+        self.high = high
+        self.low = low
+        self.closed = False
+        self.eof = False  # the peer ended its side
+        self.queued = 0  # bytes that the kernel did not take yet
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._out: list[bytes] = []  # written in this batch
+        self._waiting: deque[memoryview] = deque()  # not taken by the kernel
+        self._blocked = False
+        self._overfull = False
+        self._closing = False
+        self._reading = reading
+        self._mask = READ if reading else 0
+        lane.attach(sock.fileno(), self, self._mask)
+
+    # -- what the lane calls
+
+    def on_event(self, mask: int) -> None:
+        if mask & READ and self._reading:
+            try:
+                chunk = self.sock.recv(self.receive_bytes)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._lose(error)
+                return
+            if chunk:
+                self.bytes_in += len(chunk)
+                self.owner.received(chunk)
+            else:
+                self.eof = True
+                self.pause_reading()
+                self.owner.ended()
+        if mask & WRITE and not self.closed:
+            self._send_waiting()
+        if mask & GONE and not (mask & READ and self._reading) and not self.closed:
+            # Reported whatever the mask asks for, so it would be reported without end.
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._lose(OSError(code or 104, "connection reset by peer"))
+
+    def on_error(self, error: Exception) -> None:
+        self.owner.raised(error)
+
+    def on_deadline(self) -> None:
+        if self._closing:
+            self.close()
+            return
+        try:
+            self.owner.expired()
+        except Exception as error:  # belongs to the task that owns the connection
+            self.owner.raised(error)
+
+    # -- what the owner calls
+
+    def write(self, chunk: bytes) -> None:
+        """Queues output: sent at the batch's end, or at once where no batch is under way. Ignored once closed."""
+        if self._blocked:
+            self._waiting.append(memoryview(chunk))
+            self._add_queued(len(chunk))
+        elif not self.closed:
+            out = self._out
+            out.append(chunk)
+            if len(out) == 1:
+                self.lane.after_batch(self._send_batch)
+
+    def pause_reading(self) -> None:
+        """Leaves what the peer sends in the kernel."""
+        if self._reading:
+            self._reading = False
+            self._want(self._mask & ~READ)
+
+    def resume_reading(self) -> None:
+        if not self._reading and not self._closing and not self.eof:
+            self._reading = True
+            self._want(self._mask | READ)
+
+    @property
+    def reading(self) -> bool:
+        return self._reading
+
+    def finish(self) -> None:
+        """Closes once everything written was taken by the kernel, at the latest after LINGER_SECONDS."""
+        if self._closing or self.closed:
+            return
+        self._closing = True
+        self.pause_reading()
+        if not self._blocked and not self._out:
+            self.close()
+        else:
+            self.deadline = self.lane.now + LINGER_SECONDS
+
+    def close(self) -> None:
+        """Closes at once; unsent output is dropped, and no call to the owner follows."""
+        if not self.closed:
+            if self._out and not self._blocked:
+                self._send_batch()  # written, and the kernel may still take it
+                if self.closed:
+                    return
+            self._drop()
+            self.lane.close(self.sock)
+
+    def reset(self) -> None:
+        """Closes with RST, so that the peer's kernel need not deliver what it has not delivered yet."""
+        if not self.closed:
+            with contextlib.suppress(OSError):  # the connection may be gone already
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._drop()
+            self.lane.close(self.sock)
+
+    # -- sending
+
+    def _send_batch(self) -> None:
+        out = self._out
+        if not out or self.closed:
+            return
+        chunk = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        try:
+            sent = self.sock.send(chunk)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._lose(error)
+            return
+        self.bytes_out += sent
+        if sent < len(chunk):
+            self._blocked = True
+            self._waiting.append(memoryview(chunk)[sent:])
+            self._want(self._mask | WRITE)
+            self._add_queued(len(chunk) - sent)
+        elif self._closing:
+            self.close()
+
+    def _send_waiting(self) -> None:
+        waiting = self._waiting
+        try:
+            sent = self.sock.sendmsg(list(islice(waiting, BUFFERS_PER_SEND)))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self.bytes_out += sent
+        self.queued -= sent
+        while sent:
+            head = waiting[0]
+            if len(head) > sent:
+                waiting[0] = head[sent:]
+                break
+            sent -= len(head)
+            waiting.popleft()
+        if not waiting:
+            self._blocked = False
+            self._want(self._mask & ~WRITE)
+            if self._closing:
+                self.close()
+                return
+        if self._overfull and self.queued < self.low:
+            self._overfull = False
+            self.owner.drained()
+
+    def _add_queued(self, count: int) -> None:
+        self.queued += count
+        if self.queued > self.high and not self._overfull:
+            self._overfull = True
+            if not self._closing:
+                self.owner.overfull()
+
+    # -- state
+
+    def _want(self, mask: int) -> None:
+        if mask != self._mask and not self.closed:
+            self._mask = mask
+            self.lane.modify(self.sock.fileno(), mask)
+
+    def _lose(self, error: OSError) -> None:
+        closing = self._closing
+        self._drop()
+        self.lane.close(self.sock)
+        if not closing:
+            self.owner.lost(error)
+
+    def _drop(self) -> None:
+        self.closed = True
+        self._reading = False
+        self._blocked = False
+        self._out.clear()
+        self._waiting.clear()
+        self.queued = 0

@@ -1,0 +1,271 @@
+"""The fast lane: many sockets drained in batches by one Trio task.
+
+Why. Trio charges a scheduler pass for every `await` that really happens and an `epoll_ctl` for every wait: a task per
+connection that awaits each receive and send costs 21 to 31 us of CPU per proxied request, this loop 7 to 9
+(docs/performance.md says how to measure it). One wake-up serves every socket that is ready, and everything written to
+one connection during the batch leaves in one send.
+
+How. Every socket of the gateway is registered in one private, level-triggered epoll. One Trio task waits until that
+epoll is readable, asks it for the ready sockets and calls each one's endpoint; these calls are the *batch*. They are
+synchronous and may only receive, decide and queue output. At the batch's end the queued output is flushed and the
+descriptors closed meanwhile are released. Whatever is slow or rare is handed to the Trio task that owns the connection
+(`net.requests`) and comes back by `batch()`.
+
+What to get right:
+
+- A descriptor that is closed during a batch keeps its number until the batch ends: later events of the same batch may
+  still name it, and a number that was reused would deliver them to a stranger.
+- Output that is queued outside a batch (by a task, after its await) has no batch end to flush it: `after_batch` runs
+  such a flush at once.
+- Work that is left over without new bytes on the socket (a fairness bound was reached) goes to `again`; epoll would not
+  announce it.
+- An exception of an endpoint's owner belongs to that connection and is handed to it; it never ends the lane.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+READ: Final = 1  # select.EPOLLIN
+WRITE: Final = 4  # select.EPOLLOUT
+GONE: Final = 8 | 16  # select.EPOLLERR | select.EPOLLHUP
+
+EVENTS_PER_BATCH: Final = 512
+BATCHES_PER_CHECKPOINT: Final = 16  # measured: PERFORMANCE of one connection, 66 against 61 us with one each
+SWEEP_SECONDS: Final = 0.25  # how coarse deadlines are
+
+
+class Serves(Protocol):
+    """What the lane calls when a socket is ready."""
+
+    deadline: float
+
+    def on_event(self, mask: int) -> None: ...
+
+    def on_error(self, error: Exception) -> None: ...
+
+    def on_deadline(self) -> None: ...
+
+
+class Poller(Protocol):
+    """The part of select.epoll that the lane uses."""
+
+    def register(self, fd: int, mask: int) -> None: ...
+
+    def modify(self, fd: int, mask: int) -> None: ...
+
+    def unregister(self, fd: int) -> None: ...
+
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]: ...
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class SelectorPoller:
+    """The same on `selectors`, for systems that have kqueue instead of epoll."""
+
+    def __init__(self) -> None:
+        chosen: type[selectors.BaseSelector] = getattr(selectors, "KqueueSelector", selectors.DefaultSelector)
+        self._selector = chosen()
+        self._quiet: set[int] = set()  # registered without any interest, which selectors cannot express
+
+    def register(self, fd: int, mask: int) -> None:
+        if mask:
+            self._selector.register(fd, self._events(mask))
+        else:
+            self._quiet.add(fd)
+
+    def modify(self, fd: int, mask: int) -> None:
+        if fd in self._quiet:
+            if mask:
+                self._quiet.remove(fd)
+                self._selector.register(fd, self._events(mask))
+        elif mask:
+            self._selector.modify(fd, self._events(mask))
+        else:
+            self._selector.unregister(fd)
+            self._quiet.add(fd)
+
+    def unregister(self, fd: int) -> None:
+        if fd in self._quiet:
+            self._quiet.remove(fd)
+        else:
+            self._selector.unregister(fd)
+
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
+        ready = self._selector.select(timeout)[:maxevents]
+        return [
+            (key.fd, (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0))
+            for key, events in ready
+        ]
+
+    def fileno(self) -> int:
+        fileno: Callable[[], int] = self._selector.fileno  # type: ignore[attr-defined]  # epoll and kqueue have it
+        return fileno()
+
+    def close(self) -> None:
+        self._selector.close()
+
+    @staticmethod
+    def _events(mask: int) -> int:
+        return (selectors.EVENT_READ if mask & READ else 0) | (selectors.EVENT_WRITE if mask & WRITE else 0)
+
+
+class Lane:
+    """One private poller and the Trio task that drains it. Everything but `run` is synchronous.
+
+    `now` is Trio's clock in seconds, taken once per batch; outside a batch use `trio.current_time()`.
+    """
+
+    def __init__(self, poller: Poller | None = None) -> None:
+        self._poller: Poller = poller or (select.epoll() if hasattr(select, "epoll") else SelectorPoller())
+        self._served: dict[int, Serves] = {}
+        self._flushes: list[Callable[[], None]] = []
+        self._again: list[Callable[[], None]] = []
+        self._closing: list[socket.socket] = []
+        self._draining = False
+        self._asleep = False
+        self._wake_receive, self._wake_send = socket.socketpair()
+        self._wake_receive.setblocking(False)
+        self._wake_send.setblocking(False)
+        self._poller.register(self._wake_receive.fileno(), READ)
+        self.now = 0.0
+        self.woke = False  # a task was woken in this batch: let it run soon
+        self.batches = 0
+        self.events = 0
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def attach(self, fd: int, serves: Serves, mask: int) -> None:
+        """Begins to serve a descriptor; `mask` is READ, WRITE, both or 0."""
+        self._poller.register(fd, mask)
+        self._served[fd] = serves
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._poller.modify(fd, mask)
+
+    def detach(self, fd: int) -> None:
+        """Ends serving a descriptor without closing it."""
+        if self._served.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+    def close(self, sock: socket.socket) -> None:
+        """Detaches a socket and closes it, at the batch's end where one is under way."""
+        fd = sock.fileno()
+        if fd >= 0:
+            self.detach(fd)
+            if self._draining:
+                self._closing.append(sock)
+            else:
+                sock.close()
+
+    def after_batch(self, flush: Callable[[], None]) -> None:
+        """Runs `flush` when the current batch ends; at once where there is none."""
+        if self._draining:
+            self._flushes.append(flush)
+        else:
+            flush()
+
+    def again(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the next batch, which is made to come at once."""
+        self._again.append(work)
+        if self._asleep and len(self._again) == 1:
+            try:
+                self._wake_send.send(b"\0")
+            except BlockingIOError:
+                return  # full of wake-ups: it will wake
+
+    def batch(self, work: Callable[[], None]) -> None:
+        """Runs `work` as a batch of its own; for tasks that hand a connection back."""
+        if self._draining:
+            work()
+            return
+        self.now = trio.current_time()
+        self._draining = True
+        try:
+            work()
+        finally:
+            self._end_batch()
+
+    def _end_batch(self) -> None:
+        try:
+            while self._flushes:
+                flushes, self._flushes = self._flushes, []
+                for flush in flushes:
+                    flush()
+        finally:
+            self._draining = False
+            if self._closing:
+                for sock in self._closing:
+                    sock.close()
+                self._closing.clear()
+
+    async def run(self) -> None:
+        """Serves until it is cancelled; then closes the poller, not the sockets, which belong to their owners."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep, name="lane deadlines")
+                await self._drain()
+        finally:
+            self._poller.close()
+            self._wake_receive.close()
+            self._wake_send.close()
+
+    async def _drain(self) -> None:
+        poll, served, wake_fd = self._poller.poll, self._served, self._wake_receive.fileno()
+        busy = 0
+        while True:
+            events = poll(0, EVENTS_PER_BATCH)
+            if not events and not self._again:
+                busy = 0
+                self._asleep = True
+                try:
+                    await trio.lowlevel.wait_readable(self._poller.fileno())
+                finally:
+                    self._asleep = False
+                continue
+            self.now = trio.current_time()
+            self.batches += 1
+            self.events += len(events)
+            self._draining = True
+            try:
+                if self._again:
+                    again, self._again = self._again, []
+                    for work in again:
+                        work()
+                for fd, mask in events:
+                    serves = served.get(fd)
+                    if serves is not None:
+                        try:
+                            serves.on_event(mask)
+                        except Exception as error:  # belongs to that connection
+                            serves.on_error(error)
+                    elif fd == wake_fd:
+                        self._wake_receive.recv(4096)
+            finally:
+                self._end_batch()
+            busy += 1
+            if self.woke or busy >= BATCHES_PER_CHECKPOINT:
+                self.woke = False
+                busy = 0
+                await trio.lowlevel.checkpoint()
+
+    async def _sweep(self) -> None:
+        """Calls `on_deadline` of what is past its deadline: one pass over all, instead of a timer for each request."""
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            now = trio.current_time()
+            late = [serves for serves in self._served.values() if serves.deadline <= now]
+            for serves in late:
+                serves.deadline = math.inf
+                self.batch(serves.on_deadline)
