@@ -194,6 +194,7 @@ class MysqlFamilyServer(Server):
     replica_status: ClassVar[str]
     running_columns: ClassVar[tuple[str, str]]
     delay_statement: ClassVar[str]
+    read_only_variable: ClassVar[str]
 
     @abstractmethod
     def position(self) -> str:
@@ -214,6 +215,7 @@ class MariadbServer(MysqlFamilyServer):
     replica_status = "SHOW SLAVE STATUS"
     running_columns = ("Slave_IO_Running", "Slave_SQL_Running")
     delay_statement = "CHANGE MASTER TO MASTER_DELAY = {}"
+    read_only_variable = "read_only"
 
     def __init__(
         self, stack: Stack, name: str | None = None, *, server_id: int = 1, options: Sequence[str] = ()
@@ -278,6 +280,7 @@ class MysqlServer(MysqlFamilyServer):
     replica_status = "SHOW REPLICA STATUS"
     running_columns = ("Replica_IO_Running", "Replica_SQL_Running")
     delay_statement = "CHANGE REPLICATION SOURCE TO SOURCE_DELAY = {}"
+    read_only_variable = "super_read_only"
 
     def __init__(
         self, stack: Stack, name: str | None = None, *, server_id: int = 1, options: Sequence[str] = ()
@@ -395,6 +398,28 @@ class MysqlGroup:
             if not replica.wait_for_position(position, timeout):
                 raise ServerFailedError(f"{replica.name} has not come to {position} within {timeout} s")
 
+    def make_whole(self) -> None:
+        """Undoes what a test did to the group: everything runs, replicates without delay, and `shop` is empty."""
+        for relay in self.relays:
+            if not relay.running:
+                relay.start()
+            relay.resume()
+            relay.heal()
+        for server in self.servers:
+            if not server.running:
+                server.start()
+            server.resume()
+        self.primary.query("SET GLOBAL read_only = OFF")
+        for replica in self.replicas:
+            replica.query(f"SET GLOBAL {replica.read_only_variable} = ON")
+            if replica.query_row(replica.replica_status)["SQL_Delay"]:
+                self.set_delay(replica, 0)
+            elif not self.replicating(replica):
+                self.start_replication(replica)
+        self.primary.query("DROP DATABASE IF EXISTS shop")
+        self.primary.query("CREATE DATABASE shop")
+        self.wait_caught_up()
+
 
 def mysql_group(
     stack: Stack,
@@ -413,7 +438,7 @@ def mysql_group(
     kind: type[MariadbServer] | type[MysqlServer] = MariadbServer if flavor == "mariadb" else MysqlServer
     prefix = f"{name or flavor}-"
     primary = kind(stack, f"{prefix}primary", server_id=1, options=options)
-    read_only = "--read-only=1" if flavor == "mariadb" else "--super-read-only=ON"
+    read_only = f"--{kind.read_only_variable.replace('_', '-')}=ON"
     followers: list[MysqlFamilyServer] = [
         kind(stack, f"{prefix}replica-{number}", server_id=1 + number, options=[read_only, *options])
         for number in range(1, replicas + 1)

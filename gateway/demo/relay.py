@@ -27,6 +27,9 @@ from gateway.demo.stack import ServerFailedError, Stack
 
 RelayDirection = Literal["to_server", "to_client"]
 
+LIMIT: Final = 64 * 1024 * 1024
+"""Bytes that one direction of one connection keeps; relay_program.py has the same number."""
+
 PROGRAM: Final = Path(__file__).with_name("relay_program.py")
 
 

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -168,7 +167,8 @@ class Stack:
             if self._keeper is not None:
                 assert self._keeper.stdin is not None
                 assert self._keeper.stdout is not None
-                self._keeper.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # of an unsent request, when the keeper had ended
+                    self._keeper.stdin.close()
                 self._keeper.wait()
                 self._keeper.stdout.close()
                 self._keeper = None
@@ -207,14 +207,3 @@ class Stack:
                 start_new_session=True,  # Ctrl-C at the terminal is the starter's to handle
             )
         return self._keeper
-
-
-def wait_until_accepting(process: Process, address: tuple[str, int], timeout: float) -> None:
-    """Waits until `address` accepts a connection; ServerFailedError when the process ends before, or after `timeout` s."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if process.wait(0.01):
-            raise ServerFailedError(f"{process.name} ended with {process.exit_status()}:\n{process.log_tail()}")
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1.0):
-            return
-    raise ServerFailedError(f"{process.name} does not accept at {address} after {timeout} s:\n{process.log_tail()}")

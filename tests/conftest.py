@@ -1,0 +1,126 @@
+"""Fixtures that give tests real servers, and what happens where a server is missing: a skip here, an error in CI.
+
+A test that takes one of these fixtures gets the mark `servers` by that.
+
+| fixture | what |
+| --- | --- |
+| stack | a stack of the test's own; what it starts ends with the test |
+| mariadb_group, mysql9_group | a primary with two replicas behind relays, shared, whole again and with an empty database `shop` for each test |
+| memcached_pools | fresh pools {"master": 2 servers, "slave": 3 servers} |
+| memcached_servers | two fresh servers, Debian's own |
+| memcached_in_namespace | a memcached behind a network that can be cut; needs root |
+"""  # noqa: E501 - a table's row
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any, NoReturn
+
+import pytest
+from netns import NamespacedMemcached, NamespaceUnavailableError
+
+from gateway.demo.mysql_servers import MysqlGroup, mysql_group
+from gateway.demo.programs import ServerMissingError
+from gateway.demo.servers import MemcachedPools, MemcachedServer, memcached_group, start_all
+from gateway.demo.stack import Stack
+
+SERVER_FIXTURES = frozenset(
+    {"stack", "session_stack", "mariadb_group", "mysql9_group", "memcached_pools", "memcached_servers"}
+    | {"memcached_in_namespace"}
+)
+
+IN_CI = bool(os.environ.get("CI"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses a real server, before `-m` selects by marks."""
+    for item in items:
+        if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
+
+
+def _missing(error: BaseException) -> BaseException | None:
+    """The one missing server that an exception is about; trio's nurseries wrap it in groups."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, (ServerMissingError, NamespaceUnavailableError)) else None
+
+
+def _skip_or_fail(error: BaseException) -> NoReturn:
+    missing = _missing(error)
+    if missing is None or IN_CI:
+        raise error
+    pytest.skip(str(missing))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, Any, Any]:
+    """A server that a fixture does not find."""
+    try:
+        return (yield)
+    except (ServerMissingError, NamespaceUnavailableError) as error:
+        _skip_or_fail(error)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """A server that a test itself, or a fixture under trio, does not find."""
+    try:
+        return (yield)
+    except (ServerMissingError, NamespaceUnavailableError, ExceptionGroup) as error:
+        _skip_or_fail(error)
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with Stack() as own:
+        yield own
+
+
+@pytest.fixture(scope="session")
+def session_stack() -> Iterator[Stack]:
+    with Stack() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def shared_mariadb_group(session_stack: Stack) -> MysqlGroup:
+    return mysql_group(session_stack, "mariadb", replicas=2, relayed=True)
+
+
+@pytest.fixture(scope="session")
+def shared_mysql9_group(session_stack: Stack) -> MysqlGroup:
+    return mysql_group(session_stack, "mysql", replicas=2, relayed=True)
+
+
+@pytest.fixture
+def mariadb_group(shared_mariadb_group: MysqlGroup) -> MysqlGroup:
+    shared_mariadb_group.make_whole()
+    return shared_mariadb_group
+
+
+@pytest.fixture
+def mysql9_group(shared_mysql9_group: MysqlGroup) -> MysqlGroup:
+    shared_mysql9_group.make_whole()
+    return shared_mysql9_group
+
+
+@pytest.fixture
+def memcached_pools(stack: Stack) -> MemcachedPools:
+    return memcached_group(stack, {"master": 2, "slave": 3})
+
+
+@pytest.fixture
+def memcached_servers(stack: Stack) -> list[MemcachedServer]:
+    servers = [MemcachedServer(stack), MemcachedServer(stack)]
+    start_all(servers)
+    return servers
+
+
+@pytest.fixture
+def memcached_in_namespace(stack: Stack) -> NamespacedMemcached:
+    server = NamespacedMemcached(stack)
+    server.start()
+    return server
