@@ -1,0 +1,107 @@
+"""Replies that the gateway makes itself: OK, ERR, EOF and result sets, as whole packets ready to be sent.
+
+Each takes the sequence id of its first packet: 1 for the reply to a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gateway.protocol.mysql.constants import Capability, Collation, Status, sqlstate_of
+from gateway.protocol.mysql.greeting import raw
+from gateway.protocol.mysql.packets import lenenc_bytes, lenenc_int, packet
+
+_DEPRECATE_EOF = int(Capability.DEPRECATE_EOF)
+_AUTOCOMMIT = int(Status.AUTOCOMMIT)
+_VAR_STRING = 0xFD  # FIELD_TYPE.VAR_STRING
+_COLUMN_LENGTH = 1024  # characters; what a client may reserve for display
+_MESSAGE_LIMIT = 512  # bytes; MYSQL_ERRMSG_SIZE: clients keep no more
+
+Value = str | bytes | int | float | None
+
+
+def ok(
+    sequence: int = 1,
+    *,
+    affected_rows: int = 0,
+    insert_id: int = 0,
+    status: int = _AUTOCOMMIT,
+    warnings: int = 0,
+    message: str = "",
+    header: int = 0x00,
+) -> bytes:
+    """Return an OK packet without session state. `header` is 0xFE where it ends a result set under DEPRECATE_EOF."""
+    return packet(
+        sequence,
+        bytes((header,))
+        + lenenc_int(affected_rows)
+        + lenenc_int(insert_id)
+        + status.to_bytes(2, "little")
+        + warnings.to_bytes(2, "little")
+        + (lenenc_bytes(raw(message)) if message else b""),
+    )
+
+
+def err(sequence: int, code: int, message: str, sqlstate: str | None = None, *, protocol_41: bool = True) -> bytes:
+    """Return an ERR packet; `sqlstate` None means the one of `code`. Clients before 4.1 know no SQLSTATE."""
+    state = b"#" + (sqlstate or sqlstate_of(code)).encode("ascii") if protocol_41 else b""
+    return packet(sequence, b"\xff" + code.to_bytes(2, "little") + state + raw(message)[:_MESSAGE_LIMIT])
+
+
+def eof(sequence: int, *, status: int = _AUTOCOMMIT, warnings: int = 0) -> bytes:
+    """Return an EOF packet, for clients without DEPRECATE_EOF."""
+    return packet(sequence, b"\xfe" + warnings.to_bytes(2, "little") + status.to_bytes(2, "little"))
+
+
+def resultset(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Value]],
+    *,
+    capabilities: int,
+    sequence: int = 1,
+    status: int = _AUTOCOMMIT,
+    warnings: int = 0,
+) -> bytes:
+    """Return a whole text-protocol result set of strings, in the form that a client of these `capabilities` reads."""
+    parts = [packet(sequence, lenenc_int(len(columns)))]
+    for name in columns:
+        sequence += 1
+        parts.append(packet(sequence, _column(raw(name))))
+    if not capabilities & _DEPRECATE_EOF:
+        sequence += 1
+        parts.append(eof(sequence, status=status, warnings=warnings))
+    for row in rows:
+        sequence += 1
+        parts.append(packet(sequence, b"".join(map(_value, row))))
+        sequence += len(parts[-1]) >> 24  # a row over 16 MiB takes several packets
+    if capabilities & _DEPRECATE_EOF:
+        parts.append(ok(sequence + 1, status=status, warnings=warnings, header=0xFE))
+    else:
+        parts.append(eof(sequence + 1, status=status, warnings=warnings))
+    return b"".join(parts)
+
+
+def _column(name: bytes) -> bytes:
+    return b"".join(
+        (
+            b"\x03def",
+            b"\0\0\0",  # schema, table, original table: none
+            lenenc_bytes(name),
+            lenenc_bytes(name),
+            b"\x0c",  # length of what follows
+            int(Collation.UTF8MB4_GENERAL_CI).to_bytes(2, "little"),
+            _COLUMN_LENGTH.to_bytes(4, "little"),
+            bytes((_VAR_STRING,)),
+            bytes(5),  # flags (2), decimals (1), filler (2)
+        )
+    )
+
+
+def _value(value: Value) -> bytes:
+    if value is None:
+        return b"\xfb"
+    if isinstance(value, str):
+        return lenenc_bytes(raw(value))
+    if isinstance(value, bytes):
+        return lenenc_bytes(value)
+    return lenenc_bytes(str(value).encode("ascii"))
