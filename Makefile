@@ -1,0 +1,38 @@
+# Everything that a person does with the project, from a fresh clone on. `make` alone says what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python -m
+BENCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench servers
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: $(VENV)/installed ## start real servers and the gateway, and watch reads and writes split
+	@$(PYTHON) scripts/set_up.py demo
+	$(RUN) gateway demo
+
+test: $(VENV)/installed servers ## run every test, on real servers
+	$(RUN) pytest $(PYTEST)
+
+check: $(VENV)/installed ## ruff, the formatter, mypy and the fast tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(RUN) pytest -q -m "not servers and not slow"
+
+bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH="--quick" and other options)
+	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
+
+servers: ## get the servers that the tests start, from Debian's packages
+	@$(PYTHON) scripts/set_up.py servers
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) scripts/set_up.py python
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(RUN) pip install --quiet --upgrade 'pip>=25.1'
+	$(RUN) pip install --quiet --editable . --group dev
+	@touch $@
