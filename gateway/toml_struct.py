@@ -5,7 +5,7 @@ where the key is absent. All problems of a file are collected, so that a person 
 
 A type with `from_toml(value, document, place)` reads itself (ValueError: what was expected; `EXPECTED` says it in
 words, `TOML_TYPES` which Python types it takes). A struct with `SHORTHAND = "name"` may be written as the text of that
-field.
+field; fields that it lists in `HIDDEN` are no keys.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class Reader:
             self.report(place, f"{_spell(place)} must be a table, not {_kind(table)}")
             return None
         before = len(self._problems)
-        fields = {each.name: each for each in msgspec.structs.fields(cls)}
+        hidden = getattr(cls, "HIDDEN", ())
+        fields = {each.name: each for each in msgspec.structs.fields(cls) if each.name not in hidden}
         self.refuse_unknown(table, list(fields), place)
         values: dict[str, Any] = {}
         for name, each in fields.items():
