@@ -20,7 +20,6 @@ import contextlib
 import ctypes
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -62,13 +61,12 @@ class Keeper:
             os._exit(1)
 
     def status(self, pid: int) -> int | None:
-        """The exit status of a child as `subprocess` gives it, None while it runs."""
-        return self._children[pid].poll()
+        """The exit status of a child as `subprocess` gives it, None while it runs.
 
-    def reap(self) -> None:
-        """Collects who has ended, orphaned grandchildren included; statuses are kept."""
-        for child in self._children.values():
-            child.poll()
+        Nobody is reaped but here and at the end: a child that ends at once must still have its process id when the
+        starter opens a pidfd for it.
+        """
+        return self._children[pid].poll()
 
     def end(self) -> None:
         """Kills every process group and waits until its leader is gone."""
@@ -100,30 +98,9 @@ def _answer(keeper: Keeper, request: dict[str, Any]) -> dict[str, Any]:
 
 def _serve(keeper: Keeper) -> None:
     """Answers until the starter closes its end, or somebody ends this process with SIGTERM."""
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    ended = False
-
-    def end(*_: object) -> None:
-        nonlocal ended
-        ended = True
-
-    signal.signal(signal.SIGTERM, end)
-    buffer = b""
-    while not ended:
-        ready, _, _ = select.select([0, wake_read], [], [])
-        if wake_read in ready:
-            os.read(wake_read, 4096)
-            keeper.reap()
-        if 0 in ready:
-            chunk = os.read(0, 65536)
-            if not chunk:
-                return
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                os.write(1, json.dumps(_answer(keeper, json.loads(line))).encode() + b"\n")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for line in sys.stdin.buffer:
+        os.write(1, json.dumps(_answer(keeper, json.loads(line))).encode() + b"\n")
 
 
 def main(folder: str) -> None:

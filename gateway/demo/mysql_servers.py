@@ -135,11 +135,12 @@ class MysqlFamilyServer(Server):
         ]
 
     def ready(self) -> bool:
-        # the port opens last, so the TCP side is asked first
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, pymysql.MySQLError):
             with socket.create_connection((self.host, self.port), timeout=1.0):
                 pass
-            with contextlib.suppress(pymysql.MySQLError), self.admin():
+            with socket.socket(socket.AF_UNIX) as probe:  # PyMySQL leaks its socket when this is refused
+                probe.connect(str(self.socket))
+            with self.admin():
                 return True
         return False
 
