@@ -80,13 +80,19 @@ class Conversation:
         self.endpoint.write(chunk)
 
     def hand_over(self, owner: Owner) -> bytes:
-        """Makes `owner` the endpoint's owner; returns what was received and not read. Raises OSError if it is lost."""
+        """Makes `owner` the endpoint's owner; returns what was received and not read. Raises OSError if it is lost.
+
+        An owner whose peer has ended already is told so in the next batch, when it has seen what is returned here.
+        """
         if self._error is not None:
             raise self._error
         self.endpoint.owner = owner
         unread = b"".join(self._unread)
         self._unread.clear()
+        self._unread_bytes = 0
         self.endpoint.resume_reading()
+        if self._ended:
+            self._lane.again(lambda: None if self.endpoint.closed else owner.ended(), self.endpoint)
         return unread
 
     def close(self) -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Final, Protocol
 
-from gateway.net.lane import GONE, READ, WRITE, Lane
+import trio
+
+from gateway.net.lane import EDGE, GONE, READ, WRITE, Lane
 
 RECEIVE_BYTES: Final = 65_536  # per socket and batch: what one greedy peer can take of it
 HIGH_WATERMARK_BYTES: Final = 262_144  # output held for a peer before its source is paused
 LOW_WATERMARK_BYTES: Final = 65_536
 BUFFERS_PER_SEND: Final = 64  # far below IOV_MAX (1024)
 LINGER_SECONDS: Final = 5.0  # how long the last output of a closing connection may take
+UNREAD_RECEIVES: Final = 16  # of input that nobody wants any more, before a connection is closed
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
@@ -116,43 +122,40 @@ class Endpoint:
             try:
                 chunk = self.sock.recv(self.receive_bytes)
             except (BlockingIOError, InterruptedError):
-                return
+                chunk = None
             except OSError as error:
                 self._lose(error)
                 return
             if chunk:
                 self.bytes_in += len(chunk)
                 self.owner.received(chunk)
-            else:
+            elif chunk is not None:
                 self.eof = True
                 self.pause_reading()
                 self.owner.ended()
         if mask & WRITE and not self.closed:
             self._send_waiting()
-        if mask & GONE and not (mask & READ and self._reading) and not self.closed:
-            # Reported whatever the mask asks for, so it would be reported without end.
-            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._lose(OSError(code or 104, "connection reset by peer"))
+        if mask & GONE and not self._reading and not self.closed:
+            self._gone()
 
     def on_error(self, error: Exception) -> None:
+        self.pause_reading()  # the owner's state is in doubt; its task decides what comes next
         self.owner.raised(error)
 
     def on_deadline(self) -> None:
         if self._closing:
             self.close()
-            return
-        try:
+        else:
             self.owner.expired()
-        except Exception as error:  # belongs to the task that owns the connection
-            self.owner.raised(error)
 
     # -- what the owner calls
 
     def write(self, chunk: bytes) -> None:
         """Queues output: sent at the batch's end, or at once where no batch is under way. Ignored once closed."""
         if self._blocked:
-            self._waiting.append(memoryview(chunk))
-            self._add_queued(len(chunk))
+            if chunk:
+                self._waiting.append(memoryview(chunk))
+                self._add_queued(len(chunk))
         elif not self.closed:
             out = self._out
             out.append(chunk)
@@ -168,27 +171,32 @@ class Endpoint:
     def resume_reading(self) -> None:
         if not self._reading and not self._closing and not self.eof:
             self._reading = True
-            self._want(self._mask | READ)
+            self._want((self._mask | READ) & ~EDGE)
 
     @property
     def reading(self) -> bool:
         return self._reading
 
     def finish(self) -> None:
-        """Closes once everything written was taken by the kernel, at the latest after LINGER_SECONDS."""
+        """Closes once everything written was taken by the kernel, at the latest after LINGER_SECONDS.
+
+        Nothing is received any more, and the owner hears no more of it. `Lane.lingered` waits for the end.
+        """
         if self._closing or self.closed:
             return
         self._closing = True
-        self.pause_reading()
         if not self._blocked and not self._out:
-            self.close()
+            self._close_sent()
         else:
-            self.deadline = self.lane.now + LINGER_SECONDS
+            self.pause_reading()
+            self.deadline = trio.current_time() + LINGER_SECONDS  # not `lane.now`: a task may call after a long wait
+            self.lane.linger(self.sock)
 
     def close(self) -> None:
         """Closes at once; unsent output is dropped, and no call to the owner follows."""
         if not self.closed:
-            if self._out and not self._blocked:
+            self._closing = True
+            if self._out:
                 self._send_batch()  # written, and the kernel may still take it
                 if self.closed:
                     return
@@ -225,7 +233,7 @@ class Endpoint:
             self._want(self._mask | WRITE)
             self._add_queued(len(chunk) - sent)
         elif self._closing:
-            self.close()
+            self._close_sent()
 
     def _send_waiting(self) -> None:
         waiting = self._waiting
@@ -249,20 +257,53 @@ class Endpoint:
             self._blocked = False
             self._want(self._mask & ~WRITE)
             if self._closing:
-                self.close()
+                self._close_sent()
                 return
-        if self._overfull and self.queued < self.low:
+        if self._overfull and self.queued <= self.low:
             self._overfull = False
-            self.owner.drained()
+            if not self._closing:
+                self._tell(self.owner.drained)
 
     def _add_queued(self, count: int) -> None:
         self.queued += count
-        if self.queued > self.high and not self._overfull:
+        if self.queued > self.high and not self._overfull and not self._closing:
             self._overfull = True
-            if not self._closing:
-                self.owner.overfull()
+            self._tell(self.owner.overfull)
 
     # -- state
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        """Calls the owner from within somebody else's write or flush, who must not get its exception."""
+        try:
+            call()
+        except Exception as error:  # belongs to the task that owns the connection
+            self.on_error(error)
+
+    def _gone(self) -> None:
+        """The peer is gone while nothing is read. The poller reports that whatever it was asked for, without end."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._lose(OSError(code, os.strerror(code)))
+        elif self._blocked:
+            self._lose(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        else:
+            # A unix socket whose peer closed it in good order. What the peer sent before waits in the kernel and is
+            # read when the owner resumes; a write before that finds the connection broken.
+            self._want(self._mask | EDGE)
+
+    def _close_sent(self) -> None:
+        """Closes with nothing left to send.
+
+        A connection that is closed with input unread is reset, and the reset may overtake the last answer (RFC 1122,
+        4.2.2.13): what is here already is read before.
+        """
+        if not self.eof:
+            with contextlib.suppress(OSError):  # nothing there, or the peer is gone
+                for _ in range(UNREAD_RECEIVES):
+                    if not self.sock.recv(RECEIVE_BYTES):
+                        break
+        self._drop()
+        self.lane.close(self.sock)
 
     def _want(self, mask: int) -> None:
         if mask != self._mask and not self.closed:
@@ -274,7 +315,7 @@ class Endpoint:
         self._drop()
         self.lane.close(self.sock)
         if not closing:
-            self.owner.lost(error)
+            self._tell(lambda: self.owner.lost(error))
 
     def _drop(self) -> None:
         self.closed = True

@@ -19,11 +19,14 @@ What to get right:
   such a flush at once.
 - Work that is left over without new bytes on the socket (a fairness bound was reached) goes to `again`; epoll would not
   announce it.
-- An exception of an endpoint's owner belongs to that connection and is handed to it; it never ends the lane.
+- An exception of an endpoint's owner belongs to that connection and is handed to it; it never ends the lane, and it
+  keeps no other connection from being flushed or closed. What cannot even be handed over is logged, and served no more.
+- The lane may end before the tasks whose sockets it served: what they still attach, change or close must not fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import selectors
@@ -31,15 +34,20 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import structlog
 import trio
 
 READ: Final = 1  # select.EPOLLIN
 WRITE: Final = 4  # select.EPOLLOUT
 GONE: Final = 8 | 16  # select.EPOLLERR | select.EPOLLHUP
+EDGE: Final = 1 << 31  # select.EPOLLET: reported once, not again for as long as it lasts
 
 EVENTS_PER_BATCH: Final = 512
 BATCHES_PER_CHECKPOINT: Final = 16  # measured: PERFORMANCE of one connection, 66 against 61 us with one each
+EVENTS_PER_CHECKPOINT: Final = 256  # under load a few ms; a batch of many events pays its checkpoint easily
 SWEEP_SECONDS: Final = 0.25  # how coarse deadlines are
+
+log = structlog.get_logger(__name__)
 
 
 class Serves(Protocol):
@@ -71,7 +79,11 @@ class Poller(Protocol):
 
 
 class SelectorPoller:
-    """The same on `selectors`, for systems that have kqueue instead of epoll."""
+    """The same on `selectors`, for systems that have kqueue instead of epoll.
+
+    GONE is not reported by itself: it comes as READ and WRITE, where these are asked for. `maxevents` is not kept,
+    since the sockets beyond it would be the same ones every time.
+    """
 
     def __init__(self) -> None:
         chosen: type[selectors.BaseSelector] = getattr(selectors, "KqueueSelector", selectors.DefaultSelector)
@@ -102,10 +114,9 @@ class SelectorPoller:
             self._selector.unregister(fd)
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        ready = self._selector.select(timeout)[:maxevents]
         return [
             (key.fd, (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0))
-            for key, events in ready
+            for key, events in self._selector.select(timeout)
         ]
 
     def fileno(self) -> int:
@@ -130,10 +141,12 @@ class Lane:
         self._poller: Poller = poller or (select.epoll() if hasattr(select, "epoll") else SelectorPoller())
         self._served: dict[int, Serves] = {}
         self._flushes: list[Callable[[], None]] = []
-        self._again: list[Callable[[], None]] = []
+        self._again: list[tuple[Callable[[], None], Serves | None]] = []
         self._closing: list[socket.socket] = []
+        self._lingering: dict[int, trio.Event] = {}
         self._draining = False
         self._asleep = False
+        self._over = False
         self._wake_receive, self._wake_send = socket.socketpair()
         self._wake_receive.setblocking(False)
         self._wake_send.setblocking(False)
@@ -148,15 +161,17 @@ class Lane:
 
     def attach(self, fd: int, serves: Serves, mask: int) -> None:
         """Begins to serve a descriptor; `mask` is READ, WRITE, both or 0."""
-        self._poller.register(fd, mask)
+        if not self._over:
+            self._poller.register(fd, mask)
         self._served[fd] = serves
 
     def modify(self, fd: int, mask: int) -> None:
-        self._poller.modify(fd, mask)
+        if not self._over:
+            self._poller.modify(fd, mask)
 
     def detach(self, fd: int) -> None:
         """Ends serving a descriptor without closing it."""
-        if self._served.pop(fd, None) is not None:
+        if self._served.pop(fd, None) is not None and not self._over:
             self._poller.unregister(fd)
 
     def close(self, sock: socket.socket) -> None:
@@ -164,21 +179,33 @@ class Lane:
         fd = sock.fileno()
         if fd >= 0:
             self.detach(fd)
+            if self._lingering and fd in self._lingering:
+                self._lingering.pop(fd).set()
             if self._draining:
                 self._closing.append(sock)
             else:
                 sock.close()
 
+    def linger(self, sock: socket.socket) -> None:
+        """Says that `sock` will be closed by its endpoint, once its last output was taken or that took too long."""
+        self._lingering[sock.fileno()] = trio.Event()
+
+    async def lingered(self, sock: socket.socket) -> None:
+        """Waits until a socket that lingers is closed; for the task that owns it, before it ends."""
+        lingering = self._lingering.get(sock.fileno())
+        if lingering is not None:
+            await lingering.wait()
+
     def after_batch(self, flush: Callable[[], None]) -> None:
-        """Runs `flush` when the current batch ends; at once where there is none."""
+        """Runs `flush` when the current batch ends; at once where there is none. It handles its own errors."""
         if self._draining:
             self._flushes.append(flush)
         else:
-            flush()
+            self.batch(flush)
 
-    def again(self, work: Callable[[], None]) -> None:
-        """Runs `work` in the next batch, which is made to come at once."""
-        self._again.append(work)
+    def again(self, work: Callable[[], None], serves: Serves | None = None) -> None:
+        """Runs `work` in the next batch, which is made to come at once. `serves` gets the exception that it raises."""
+        self._again.append((work, serves))
         if self._asleep and len(self._again) == 1:
             try:
                 self._wake_send.send(b"\0")
@@ -202,13 +229,29 @@ class Lane:
             while self._flushes:
                 flushes, self._flushes = self._flushes, []
                 for flush in flushes:
-                    flush()
+                    try:
+                        flush()
+                    except Exception as error:  # the other connections of the batch want to be flushed
+                        log.error("a flush failed", flush=repr(flush), exc_info=error)
         finally:
             self._draining = False
             if self._closing:
-                for sock in self._closing:
-                    sock.close()
-                self._closing.clear()
+                closing, self._closing = self._closing, []
+                for sock in closing:
+                    with contextlib.suppress(OSError):  # close(2) reports what befell earlier output; it is closed
+                        sock.close()
+
+    def _blame(self, serves: Serves | None, error: Exception) -> None:
+        """Hands an exception to the connection that it belongs to."""
+        try:
+            if serves is None:
+                raise error
+            serves.on_error(error)
+        except Exception as unheard:
+            log.error("an exception in the lane that no connection took", serves=repr(serves), exc_info=unheard)
+            for fd, served in list(self._served.items()):
+                if served is serves:
+                    self.detach(fd)  # level-triggered, it would fail again without end
 
     async def run(self) -> None:
         """Serves until it is cancelled; then closes the poller, not the sockets, which belong to their owners."""
@@ -217,17 +260,18 @@ class Lane:
                 nursery.start_soon(self._sweep, name="lane deadlines")
                 await self._drain()
         finally:
+            self._over = True
             self._poller.close()
             self._wake_receive.close()
             self._wake_send.close()
 
     async def _drain(self) -> None:
         poll, served, wake_fd = self._poller.poll, self._served, self._wake_receive.fileno()
-        busy = 0
+        busy = load = 0
         while True:
             events = poll(0, EVENTS_PER_BATCH)
             if not events and not self._again:
-                busy = 0
+                busy = load = 0
                 self._asleep = True
                 try:
                     await trio.lowlevel.wait_readable(self._poller.fileno())
@@ -241,23 +285,27 @@ class Lane:
             try:
                 if self._again:
                     again, self._again = self._again, []
-                    for work in again:
-                        work()
-                for fd, mask in events:
-                    serves = served.get(fd)
-                    if serves is not None:
+                    for work, serves in again:
                         try:
-                            serves.on_event(mask)
+                            work()
                         except Exception as error:  # belongs to that connection
-                            serves.on_error(error)
+                            self._blame(serves, error)
+                for fd, mask in events:
+                    ready = served.get(fd)
+                    if ready is not None:
+                        try:
+                            ready.on_event(mask)
+                        except Exception as error:  # belongs to that connection
+                            self._blame(ready, error)
                     elif fd == wake_fd:
                         self._wake_receive.recv(4096)
             finally:
                 self._end_batch()
             busy += 1
-            if self.woke or busy >= BATCHES_PER_CHECKPOINT:
+            load += len(events)
+            if self.woke or busy >= BATCHES_PER_CHECKPOINT or load >= EVENTS_PER_CHECKPOINT:
                 self.woke = False
-                busy = 0
+                busy = load = 0
                 await trio.lowlevel.checkpoint()
 
     async def _sweep(self) -> None:
@@ -265,7 +313,11 @@ class Lane:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
-            late = [serves for serves in self._served.values() if serves.deadline <= now]
-            for serves in late:
-                serves.deadline = math.inf
-                self.batch(serves.on_deadline)
+            late = [(fd, serves) for fd, serves in self._served.items() if serves.deadline <= now]
+            for fd, serves in late:
+                if self._served.get(fd) is serves and serves.deadline <= now:  # an earlier one may have changed it
+                    serves.deadline = math.inf
+                    try:
+                        self.batch(serves.on_deadline)
+                    except Exception as error:  # belongs to that connection
+                        self._blame(serves, error)

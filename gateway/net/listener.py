@@ -19,47 +19,78 @@ from gateway.net.lane import READ, Lane
 
 BACKLOG: Final = 1024
 ACCEPTS_PER_BATCH: Final = 64
-EXHAUSTED_PAUSE_SECONDS: Final = 0.25  # without a free descriptor accept() would fail again at once
+PAUSE_SECONDS: Final = 0.25  # without a free descriptor accept() would fail again at once
+UNREAD_BYTES: Final = 65_536
+
+# What accept(2) says of the one connection that it took off the queue; the next one may be well.
+_OF_ONE_CLIENT: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+    }
+)
+_NOT_ON_THIS_MACHINE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 log = structlog.get_logger(__name__)
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address that `host` stands for. Port 0 is allowed for one address only."""
+    """Listening sockets for every address that `host` stands for. Port 0 is allowed for one address only.
+
+    An address that this machine does not have (`localhost` is often ::1 too, where IPv6 is switched off) is left out
+    while another one is left. Raises ConfigError.
+    """
     sockets: list[socket.socket] = []
+    left_out: OSError | None = None
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, proto, _, address in dict.fromkeys(found):
-            sock = socket.socket(family, kind, proto)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-    except OSError as error:
+        for family, _, proto, _, address in dict.fromkeys(found):
+            try:
+                sockets.append(_listen(family, proto, address))
+            except OSError as error:
+                if error.errno not in _NOT_ON_THIS_MACHINE:
+                    raise
+                left_out = error
+        if left_out is not None and not sockets:
+            raise left_out
+    except (OSError, OverflowError, UnicodeError) as error:  # also a port above 65535, a host that is no name
         for sock in sockets:
             sock.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
     return sockets
+
+
+def _listen(family: int, proto: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def bind_unix(path: str, mode: int = 0o600) -> socket.socket:
     """A listening unix socket at `path`; a socket that a dead process left there is replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                probe.connect(path)
-            except OSError:
-                os.unlink(path)
-            else:
-                raise ConfigError(f"another process listens on {path}")
-            finally:
-                probe.close()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                if _is_served(path):
+                    raise ConfigError(f"another process listens on {path}")
+                os.unlink(path)
         before = os.umask(0o777 & ~mode)
         try:
             sock.bind(path)
@@ -67,10 +98,24 @@ def bind_unix(path: str, mode: int = 0o600) -> socket.socket:
             os.umask(before)
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
+        raise
     return sock
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            return True  # its backlog is full
+    return True
 
 
 class Acceptor:
@@ -120,32 +165,51 @@ class Acceptor:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     log.error("no descriptor or memory for another connection", listener=self.name, error=str(error))
-                    self._lane.modify(self._sock.fileno(), 0)
-                    self.deadline = self._lane.now + EXHAUSTED_PAUSE_SECONDS
+                    self._pause()
                     return
-                continue  # the client has gone meanwhile (ECONNABORTED and its kin, accept(2))
-            client.setblocking(False)
-            if self.open >= self.limit:
-                self.refused += 1
-                with contextlib.suppress(OSError):  # a client that has gone need not be told
-                    client.send(self._refusal())
+                if error.errno in _OF_ONE_CLIENT:
+                    continue
+                raise
+            try:
+                client.setblocking(False)
+                if self.open >= self.limit:
+                    self._refuse(client)
+                    client.close()
+                    continue
+                self._nursery.start_soon(self._own, client, name=f"{self.name} session")
+            except BaseException:
                 client.close()
-                continue
+                raise
             self.open += 1
             self.accepted += 1
             self._lane.woke = True
-            self._nursery.start_soon(self._own, client, name=f"{self.name} session")
+
+    def _refuse(self, client: socket.socket) -> None:
+        self.refused += 1
+        refusal = self._refusal()
+        with contextlib.suppress(OSError):  # a client that has gone need not be told
+            client.send(refusal)
+            client.recv(UNREAD_BYTES)  # closed with input unread it would be reset, and might not see the refusal
 
     async def _own(self, client: socket.socket) -> None:
+        """Where a session ends, and with it its exceptions: they hurt no other session."""
         try:
-            await self._serve(client)
+            try:
+                await self._serve(client)
+            except* Exception as errors:
+                log.error("a session failed", listener=self.name, exc_info=errors)
+            await self._lane.lingered(client)
         finally:
             self.open -= 1
-            if client.fileno() >= 0:
-                self._lane.close(client)
+            self._lane.close(client)
+
+    def _pause(self) -> None:
+        self._lane.modify(self._sock.fileno(), 0)
+        self.deadline = self._lane.now + PAUSE_SECONDS
 
     def on_deadline(self) -> None:
         self._lane.modify(self._sock.fileno(), READ)
 
     def on_error(self, error: Exception) -> None:
         log.error("accepting failed", listener=self.name, exc_info=error)
+        self._pause()  # the client that could not be served still waits, and would be announced without end

@@ -62,9 +62,13 @@ class Requests(Generic[R]):
         return self
 
     async def __anext__(self) -> R:
-        if self.with_task:
+        if self.with_task and self._request is None:
             self.with_task = False
-            self._lane.batch(self._resume)
+            if self._error is None:  # a connection that failed goes on with nothing
+                self._lane.batch(self._resume)
+        if self._request is not None:
+            # A client that pipelines what is declined must not keep the other tasks, and the lane, from running.
+            await trio.lowlevel.checkpoint()
         while self._request is None:
             if self._error is not None:
                 raise self._error
