@@ -47,6 +47,7 @@ class Process:
         self.log = log
         self._stack = stack
         self._pidfd = os.pidfd_open(pid)
+        self._status: int | None = None
 
     def wait(self, timeout: float) -> bool:
         """Waits at most `timeout` seconds; true when the process has ended."""
@@ -55,7 +56,13 @@ class Process:
         # poll and not select, which refuses descriptors above 1023
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
-        return bool(poller.poll(timeout * 1000))
+        if not poller.poll(timeout * 1000):
+            return False
+        if self._status is None:
+            # asking also reaps it: mysqld takes a zombie's process id in its lock file for a running server
+            with contextlib.suppress(ServerFailedError):  # no keeper, no zombie; the next to ask for more is told
+                self._status = self._stack.exit_status(self.pid)
+        return True
 
     @property
     def running(self) -> bool:
@@ -82,8 +89,8 @@ class Process:
             raise ServerFailedError(f"{self.name} (process {self.pid}) outlived SIGKILL for 30 s")
 
     def exit_status(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
-        return None if self.running else self._stack.exit_status(self.pid)
+        """The exit status, negative for a signal; None while it runs, and where it died with its keeper."""
+        return None if self.running else self._status
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of its log."""
