@@ -5,7 +5,7 @@ Nothing of a session or of members is known here: not what an earlier statement 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.protocol.memcached.lines import parse_line
@@ -39,7 +39,8 @@ class Verdict:
     max_lag: float | None = None
     freshness_wait: float | None = None
     timeout: float | None = None
-    replicate: Replicate | None = None
+    replicate: Replicate | None = None  # of a memcached write to one key
+    protocol: str = "mysql"
 
 
 def pin_words(operation: SqlOperation) -> str | None:
@@ -89,36 +90,33 @@ class KeyExplainer:
 
     def explain(self, text: bytes) -> Verdict:
         request, _ = parse_line(text.rstrip(b"\r\n"))
-        statement = text.decode(errors="replace")
         if isinstance(request, Rejected):
             answer = request.answer.decode(errors="replace").strip() or None
-            reason = request.reason or "it cannot be understood"
-            return Verdict(statement, "unknown", Kind.UNKNOWN, Target.PRIMARY, None, None, reason, answer)
+            return _at_primary(text, "unknown", Kind.UNKNOWN, request.reason or "it cannot be understood", answer)
         operation = kv.classify(request)
         name, kind = operation.verb, operation.kind
         if kind is Kind.SESSION:
-            reason = "the gateway answers it itself"
-            return Verdict(statement, name, kind, Target.PRIMARY, None, None, reason, None)
+            return _at_primary(text, name, kind, "the gateway answers it itself")
         if operation.effect is Effect.FLUSH:
-            reason = "a write of all keys: every primary server answers, then it becomes one record of the log"
-            return Verdict(statement, name, kind, Target.PRIMARY, None, None, reason, None)
+            return _at_primary(text, name, kind, "a write of all keys at every server, and one record of the log")
         if kind is Kind.READ:
-            return self._read(statement, name, request)
-        return self._write(statement, name, kind, request)
+            return self._read(text, name, request)
+        policy = self._policies.write(request.key)
+        verdict = _at_primary(text, name, kind, policy.reason, policy.block)
+        return replace(verdict, rule=policy.rule, replicate=policy.replicate)
 
-    def _read(self, statement: str, name: str, request: Request) -> Verdict:
+    def _read(self, text: bytes, name: str, request: Request) -> Verdict:
+        """A multiget is split by key; told is the first key that keeps it from being served by replicas alone."""
         policies = [self._policies.read(key) for key in request.keys]
         policy = next((each for each in policies if each.target is Target.PRIMARY), policies[0])
-        target, reason = policy.target, policy.reason
-        if name == "gets" and target is Target.REPLICA:
-            target, reason = Target.PRIMARY, "a read for cas, and the CAS that counts is the primary server's"
-        return Verdict(
-            statement, name, Kind.READ, target, None, policy.rule, reason, policy.block, replicate=policy.replicate
-        )
+        verdict = replace(_at_primary(text, name, Kind.READ, policy.reason, policy.block), rule=policy.rule)
+        if policy.target is Target.PRIMARY:
+            return verdict
+        if name == "gets":
+            return replace(verdict, reason="a read for cas, and the CAS that counts is the primary server's")
+        return replace(verdict, target=Target.REPLICA)
 
-    def _write(self, statement: str, name: str, kind: Kind, request: Request) -> Verdict:
-        policy = self._policies.write(request.key)
-        return Verdict(
-            statement, name, kind, Target.PRIMARY, None, policy.rule, policy.reason, policy.block,
-            replicate=policy.replicate,
-        )  # fmt: skip
+
+def _at_primary(text: bytes, name: str, kind: Kind, reason: str, block: str | None = None) -> Verdict:
+    statement = text.decode(errors="replace")
+    return Verdict(statement, name, kind, Target.PRIMARY, None, None, reason, block, protocol="memcached")

@@ -1,0 +1,165 @@
+"""`gateway explain`: where statements would go, and why, without any server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from cyclopts import Parameter
+
+from gateway.cli.main import Exit
+from gateway.rules.compile import RuleSet
+from gateway.rules.load import load_rules
+from gateway.rules.setting import Setting
+from gateway.rules.verdict import KeyExplainer, SqlExplainer, Verdict
+
+DEFAULT_CONFIG: Final = Path("gateway.toml")
+
+
+def explain(
+    statement: str | None = None,
+    /,
+    *,
+    protocol: Annotated[Literal["mysql", "memcached"], Parameter(name=["--protocol", "-p"])] = "mysql",
+    user: Annotated[str, Parameter(name=["--user", "-u"])] = "",
+    database: Annotated[str | None, Parameter(name=["--database", "-d"])] = None,
+    client: str = "127.0.0.1",
+    listener: Annotated[str | None, Parameter(name=["--listener", "-l"])] = None,
+    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Say where statements would go, and why.
+
+    The statement is judged by itself, as the first one of a session: no server
+    is asked, and statements on standard input know nothing of each other. Rules
+    and defaults come from the configuration; without one, the listener's
+    defaults hold and there are no rules.
+
+    With --json, every statement gives one line: an object with statement, kind,
+    target ("primary" or "replica"), pin (why the session would have to keep its
+    connection, or null), rule (or null), reason, and block (what the client is
+    told if a rule refuses it, or null); for memcached also replicate.
+
+    Examples:
+
+        gateway explain "SELECT * FROM orders"
+        gateway explain --user web --database shop "DELETE FROM orders"
+        gateway explain --protocol memcached "set session:42 0 0 5"
+        gateway explain --json - < statements.sql
+
+    Parameters
+    ----------
+    statement
+        The statement, or - for standard input with one statement per line.
+    protocol
+        What the statement is written in.
+    user
+        Who sends it, as far as rules ask for that.
+    database
+        The database that the session has selected.
+    client
+        The client's address, as far as rules ask for that.
+    listener
+        Where it arrives: a listener of the configuration; by default the first of the protocol.
+    config
+        The configuration file; by default gateway.toml in this folder, if there is one.
+    json
+        One JSON object per statement, instead of text.
+    """
+    if statement is None and sys.stdin.isatty():
+        print("gateway: Give a statement, or - to read them. Try gateway explain --help.", file=sys.stderr)
+        return Exit.USAGE
+    explainer = _setting(config).explainer(protocol, listener=listener, user=user, client=client, database=database)
+    if statement is None or statement == "-":
+        lines: Iterable[bytes] = sys.stdin.buffer
+    else:
+        lines = [statement.encode(errors="surrogateescape")]
+    (_print_json if json else _print_words)(explainer, lines)
+    return Exit.OK
+
+
+def _setting(file: Path | None) -> Setting:
+    if file is None and not DEFAULT_CONFIG.exists():
+        return Setting(RuleSet())
+    from gateway.config import load_config
+
+    config = load_config(file if file is not None else DEFAULT_CONFIG)
+    return Setting(RuleSet(load_rules(config.gateway.rules)), config)
+
+
+def _statements(lines: Iterable[bytes]) -> Iterable[bytes]:
+    for line in lines:
+        statement = line.strip(b" \t\r\n")
+        if statement:
+            yield statement
+
+
+def _print_json(explainer: SqlExplainer | KeyExplainer, lines: Iterable[bytes]) -> None:
+    encode = msgspec.json.Encoder().encode
+    write = sys.stdout.buffer.write
+    for statement in _statements(lines):
+        write(encode(_record(explainer.explain(statement))) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _record(verdict: Verdict) -> dict[str, str | None]:
+    record = {
+        "statement": verdict.statement,
+        "kind": verdict.kind.value,
+        "target": verdict.target.value,
+        "pin": verdict.pin,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "block": verdict.block,
+    }
+    if verdict.protocol == "memcached":
+        record["replicate"] = verdict.replicate.value if verdict.replicate is not None else None
+    return record
+
+
+def _print_words(explainer: SqlExplainer | KeyExplainer, lines: Iterable[bytes]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for number, statement in enumerate(_statements(lines)):
+        verdict = explainer.explain(statement)
+        if number:
+            console.print()
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        for name, words in _words(verdict):
+            style = _STYLES.get(words, "") if name == "goes to" else ""
+            table.add_row(name, Text(words, style=style))
+        console.print(Text(verdict.statement, style="bold"))
+        console.print(table)
+
+
+_STYLES: Final = {"primary": "yellow", "replica": "green"}
+
+
+def _words(verdict: Verdict) -> Iterable[tuple[str, str]]:
+    yield "operation", f"{verdict.operation} ({verdict.kind.value})"
+    if verdict.block is not None:
+        yield "refused", verdict.block
+    else:
+        yield "goes to", verdict.target.value
+    yield "reason", verdict.reason
+    yield "rule", verdict.rule or "none"
+    if verdict.target.value == "replica" and verdict.consistency is not None:
+        limits = [verdict.consistency.value, f"at most {verdict.max_lag:g} s behind"]
+        if verdict.freshness_wait:
+            limits.append(f"waits {verdict.freshness_wait * 1000:g} ms for a fresh one, then the primary")
+        yield "consistency", ", ".join(limits)
+    if verdict.timeout is not None:
+        yield "timeout", f"{verdict.timeout:g} s"
+    if verdict.replicate is not None:
+        yield (
+            "replicated",
+            {"sync": "before the answer", "async": "after the answer", "none": "not at all"}[verdict.replicate.value],
+        )
+    yield "pin", verdict.pin or "none"
