@@ -7,7 +7,7 @@ here repeats its model exactly: the names that are hashed, 32-bit floats, signed
 | --- | --- | --- | --- |
 | ketama | twemproxy, libmemcached's weighted ketama (with key_hash md5) | "host:port", "host" on port 11211 | yes |
 | kvproxy | kvproxy (with key_hash crc32) | its id | yes |
-| modula | twemproxy | its place in the list | yes |
+| modula | twemproxy | as ketama; only for the order | yes |
 | jump | Lamping and Veach, arXiv:1406.2294 | its place in the list | no |
 | rendezvous | pymemcache's RendezvousHash; its own hash of the key | "host:port" | no |
 """
@@ -114,11 +114,15 @@ def ketama(servers: Sequence[RingServer], key_hash: KeyHash) -> Place:
     total = sum(server.weight for server in servers)
     points: list[tuple[int, int]] = []
     for index, server in enumerate(servers):
-        name = server.name or (server.host if server.port == DEFAULT_PORT else f"{server.host}:{server.port}")
+        name = _name(server)
         for i in range(_ketama_points(server.weight, total, len(servers)) // POINTS_PER_HASH):
             digest = hashlib.md5(f"{name}-{i}".encode(), usedforsecurity=False).digest()
             points += [(int.from_bytes(digest[at : at + 4], "little"), index) for at in range(0, 16, 4)]
     return _continuum(points, key_hash)
+
+
+def _name(server: RingServer) -> str:
+    return server.name or (server.host if server.port == DEFAULT_PORT else f"{server.host}:{server.port}")
 
 
 def _ketama_points(weight: int, total: int, servers: int) -> int:
@@ -157,8 +161,13 @@ def _continuum(points: list[tuple[int, int]], key_hash: KeyHash) -> Place:
 
 
 def modula(servers: Sequence[RingServer], key_hash: KeyHash) -> Place:
-    """As nc_modula.c: the hash modulo the sum of the weights."""
-    slots = [index for index, server in enumerate(servers) for _ in range(server.weight)]
+    """As nc_modula.c: the hash modulo the sum of the weights.
+
+    twemproxy sorts the servers of a pool by their names, short ones first (nc_conf.c, when it looks for doubles), so
+    that their order in the file does not count. libmemcached's modula goes by that order, and is not this.
+    """
+    order = sorted(range(len(servers)), key=lambda index: (len(_name(servers[index])), _name(servers[index])))
+    slots = [index for index in order for _ in range(servers[index].weight)]
 
     def place(key: bytes) -> int:
         return slots[key_hash(key) % len(slots)]

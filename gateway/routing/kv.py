@@ -110,9 +110,10 @@ _OUTCOMES: Final[dict[tuple[bytes, Code], Outcome]] = {
     (b"cas", Code.EXISTS): _O.NOTHING,
     (b"cas", Code.NOT_FOUND): _O.DELETED,
     (b"append", Code.STORED): _O.CHANGED,
-    (b"append", Code.NOT_STORED): _O.DELETED,
+    # Also the answer where the value is there and would grow too large (tried on 1.6.18 and 1.6.45): a fetch tells.
+    (b"append", Code.NOT_STORED): _O.CHANGED,
     (b"prepend", Code.STORED): _O.CHANGED,
-    (b"prepend", Code.NOT_STORED): _O.DELETED,
+    (b"prepend", Code.NOT_STORED): _O.CHANGED,
     (b"incr", Code.NUMBER): _O.CHANGED,
     (b"incr", Code.NOT_FOUND): _O.DELETED,
     (b"decr", Code.NUMBER): _O.CHANGED,

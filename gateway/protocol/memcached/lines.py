@@ -91,7 +91,7 @@ def _store(words: list[bytes]) -> Parsed:
     if not plain <= len(words) <= plain + 1:
         return Rejected(ERROR, reason="wrong number of words"), follows
     noreply = words[-1] == _NOREPLY
-    key, flags, exptime = words[1], unsigned(words[2], 32), signed32(words[3])
+    key, flags, exptime = words[1], unsigned(words[2].removeprefix(b"+"), 32), signed32(words[3])
     cas = unsigned(words[5], 64) if plain == 6 else 0
     if len(key) > KEY_BYTES_MAX or flags is None or exptime is None or size is None or cas is None:
         return Rejected(b"" if noreply else BAD_FORMAT, reason="bad store line"), follows
@@ -110,7 +110,7 @@ def _get(words: list[bytes]) -> Parsed:
 
 def _get_and_touch(words: list[bytes]) -> Parsed:
     if len(words) < 3:
-        return _refuse(ERROR, "gat without a key")
+        return _refuse(BAD_FORMAT, "gat without a key")  # as the newest; 1.6.18 answers END to `gat 0`
     exptime = signed32(words[1])
     if exptime is None:
         return _refuse(BAD_EXPTIME, "bad expiry")

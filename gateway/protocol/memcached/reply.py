@@ -112,5 +112,5 @@ def _blocks(raw: bytes) -> list[tuple[re.Match[bytes], int, int]]:
 
 
 def merge_blocks(keys: Sequence[bytes], blocks: Mapping[bytes, bytes]) -> bytes:
-    """The answer to a get of `keys` from the blocks of several servers: in the client's order, doubles answered twice."""
+    """The answer to a get of `keys` from the blocks of several servers: the client's order, doubles twice."""
     return b"".join([blocks[key] for key in keys if key in blocks]) + b"END\r\n"

@@ -26,7 +26,7 @@ _STORE_LINES: Final = {
     b"NOT_STORED": Code.NOT_STORED,
 }
 _LINES: Final[dict[bytes, dict[bytes, Code]]] = {
-    **{verb: _STORE_LINES for verb in (b"set", b"add", b"replace", b"append", b"prepend")},
+    **dict.fromkeys((b"set", b"add", b"replace", b"append", b"prepend"), _STORE_LINES),
     b"cas": {b"STORED": Code.STORED, b"EXISTS": Code.EXISTS, b"NOT_FOUND": Code.NOT_FOUND},
     b"delete": {b"DELETED": Code.DELETED, b"NOT_FOUND": Code.NOT_FOUND},
     b"touch": {b"TOUCHED": Code.TOUCHED, b"NOT_FOUND": Code.NOT_FOUND},
