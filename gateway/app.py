@@ -1,0 +1,224 @@
+"""The composition root: builds everything from a configuration, owns the nurseries, and the order of start and stop.
+
+Start: the lane, then the groups (their servers need not answer), then the listeners, then the status socket. Stop: the
+listeners close, sessions end when they are between transactions or at the latest after `drain_timeout`, then the groups
+ship what is pending, then the lane ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from gateway.admin.status import serve_status
+from gateway.config import Config, Listener, MemcachedGroup, MysqlGroup
+from gateway.errors import ConfigError
+from gateway.net.lane import Lane
+from gateway.net.listener import Acceptor, bind_tcp, bind_unix
+from gateway.protocol.mysql.auth import PasswordKey
+from gateway.routing.sql import Classifier
+from gateway.rules.compile import RuleSet
+from gateway.rules.load import read_rules
+from gateway.rules.setting import Setting
+from gateway.rules.tests import failing_tests
+from gateway.sessions.memcached import MemcachedService
+from gateway.sessions.mysql_service import MysqlService
+from gateway.topology.memcached import MemcachedTopology
+from gateway.topology.mysql import Topology
+
+log = structlog.get_logger(__name__)
+
+DRAIN_POLL_SECONDS = 0.05
+
+
+def load_ruleset(config: Config) -> RuleSet:
+    """The rules of the configuration's folder, their own tests passed. Raises ConfigError for the first problem."""
+    files, problems = read_rules(config.gateway.rules)
+    rules = RuleSet(files)
+    problems = problems or failing_tests(files, Setting(rules, config))
+    if problems:
+        raise problems[0]
+    return rules
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """One open listener and what serves it."""
+
+    config: Listener
+    service: MysqlService | MemcachedService
+    acceptors: list[Acceptor]
+
+
+class Gateway:
+    """One gateway process: `await Gateway(config, rules).run()` until it is told to stop."""
+
+    def __init__(self, config: Config, rules: RuleSet) -> None:
+        self.config = config
+        self.rules = rules
+        self.lane = Lane()
+        self.served: list[Served] = []
+        self.started_at = time.time()
+        self._sql_groups: dict[str, Topology] = {}
+        self._key_groups: dict[str, MemcachedTopology] = {}
+        self._classifier = Classifier()
+        self._draining = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves until `stop` was called and everything has ended. Raises ConfigError if it cannot start."""
+        async with trio.open_nursery() as lane_nursery:
+            lane_nursery.start_soon(self.lane.run, name="lane")
+            async with trio.open_nursery() as group_nursery:
+                await self._start_groups(group_nursery)
+                async with trio.open_nursery() as sessions:
+                    self._open_listeners(sessions, group_nursery)
+                    status = await sessions.start(serve_status, self.config.gateway.data_dir, self.status)
+                    log.info("ready", listeners=[str(one.config.listen) for one in self.served], status=str(status))
+                    task_status.started()
+                    await self._draining.wait()
+                    await self._drain()
+                    sessions.cancel_scope.cancel()
+                for group in self._key_groups.values():
+                    await group.drain()
+                group_nursery.cancel_scope.cancel()
+            lane_nursery.cancel_scope.cancel()
+
+    async def _start_groups(self, nursery: trio.Nursery) -> None:
+        wanted = {listener.group for listener in self.config.listeners if listener.protocol != "redis"}
+        for group in self.config.groups:
+            if group.name not in wanted:
+                continue
+            if isinstance(group, MysqlGroup):
+                topology = Topology(self.lane, group, group.monitor.password.reveal())
+                self._sql_groups[group.name] = topology
+            elif isinstance(group, MemcachedGroup):
+                self._key_groups[group.name] = MemcachedTopology(group, self.lane)
+        async with trio.open_nursery() as starting:
+            for sql in self._sql_groups.values():
+                starting.start_soon(nursery.start, sql.run)
+            for keys in self._key_groups.values():
+                starting.start_soon(nursery.start, keys.run)
+
+    def _open_listeners(self, sessions: trio.Nursery, background: trio.Nursery) -> None:
+        key: PasswordKey | None = None
+        for listener in self.config.listeners:
+            if listener.protocol == "redis":
+                log.warning("Redis is not served in this version", listener=listener.name)
+                continue
+            group = self.config.group(listener.group)
+            service: MysqlService | MemcachedService
+            if isinstance(group, MysqlGroup):
+                key = key or PasswordKey.generate()
+                users = {} if group.users == "backend" else {one.name: one.password.reveal() for one in group.users}
+                service = MysqlService(
+                    self.lane,
+                    listener,
+                    self._sql_groups[group.name],
+                    self._classifier,
+                    self.rules,
+                    users,
+                    key,
+                    background,
+                )
+            else:
+                service = MemcachedService(self.lane, listener, self._key_groups[listener.group], self.rules)
+            address = listener.listen
+            sockets = [bind_unix(address.path, 0o666)] if address.path else bind_tcp(address.host, address.port)
+            acceptors = [
+                Acceptor(
+                    self.lane,
+                    sock,
+                    sessions,
+                    service.serve,
+                    name=listener.name,
+                    limit=listener.max_connections,
+                    refusal=service.refusal,
+                )
+                for sock in sockets
+            ]
+            self.served.append(Served(listener, service, acceptors))
+
+    def stop(self) -> None:
+        """Begins to drain; `run` returns when it has ended."""
+        self._draining.set()
+
+    async def _drain(self) -> None:
+        for served in self.served:
+            for acceptor in served.acceptors:
+                acceptor.close()
+        log.info("draining", sessions=self._open_sessions(), seconds=self.config.gateway.drain_timeout)
+        with trio.move_on_after(self.config.gateway.drain_timeout):
+            while self._open_sessions():
+                for served in self.served:
+                    self.lane.batch(served.service.end_idle)
+                await trio.sleep(DRAIN_POLL_SECONDS)
+        if left := self._open_sessions():
+            log.warning("closing sessions that did not end", sessions=left)
+
+    def _open_sessions(self) -> int:
+        return sum(acceptor.open for served in self.served for acceptor in served.acceptors)
+
+    def reload(self) -> None:
+        """Takes the rule files as they are now, all or nothing; logs why not."""
+        try:
+            rules = load_ruleset(self.config)
+        except ConfigError as error:
+            log.error("rules were not reloaded", error=str(error))
+            return
+        self.rules = rules
+        for served in self.served:
+            served.service.use_rules(rules)
+        log.info("rules reloaded", rules=len(rules.rules))
+
+    def status(self) -> dict[str, object]:
+        """Everything that `gateway status --json` prints, as plain values."""
+        now = trio.current_time()
+        groups: dict[str, object] = {name: group.status(now) for name, group in self._sql_groups.items()}
+        groups.update({name: group.status() for name, group in self._key_groups.items()})
+        return {
+            "name": self.config.gateway.name,
+            "pid": os.getpid(),
+            "uptime_seconds": round(time.time() - self.started_at, 1),
+            "lane": {"sockets": len(self.lane), "batches": self.lane.batches, "events": self.lane.events},
+            "rules": len(self.rules.rules),
+            "listeners": [self._listener_status(served) for served in self.served],
+            "groups": groups,
+        }
+
+    @staticmethod
+    def _listener_status(served: Served) -> dict[str, object]:
+        acceptors = served.acceptors
+        return {
+            **served.service.figures(),
+            "protocol": served.config.protocol,
+            "connections": sum(acceptor.open for acceptor in acceptors),
+            "accepted": sum(acceptor.accepted for acceptor in acceptors),
+            "refused_connections": sum(acceptor.refused for acceptor in acceptors),
+        }
+
+
+async def run_until_signalled(config: Config, rules: RuleSet) -> None:
+    """Runs a gateway that SIGTERM and SIGINT stop (a second one at once) and whose rules SIGHUP reloads."""
+    gateway = Gateway(config, rules)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def obey() -> None:
+                stopping = False
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        gateway.reload()
+                    elif stopping:
+                        nursery.cancel_scope.cancel()
+                    else:
+                        stopping = True
+                        gateway.stop()
+
+            nursery.start_soon(obey, name="signals")
+            await gateway.run()
+            nursery.cancel_scope.cancel()

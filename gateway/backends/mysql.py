@@ -1,0 +1,360 @@
+"""One connection to a MySQL server: log-in, state, and the replies on their way to whoever holds the lease."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NewType, Protocol
+
+import trio
+
+from gateway.backends.mysql_state import Arming, State, commands_to, state_of
+from gateway.config import Address
+from gateway.errors import BackendRefused, ProtocolError, Unavailable
+from gateway.net.connect import Conversation, connect_tcp, connect_unix
+from gateway.net.endpoint import Endpoint
+from gateway.net.lane import Lane
+from gateway.protocol.mysql.commands import query
+from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
+from gateway.protocol.mysql.replies import Prelude
+from gateway.protocol.mysql.results import ResultReader, Row
+
+BACKEND_RECEIVE_BYTES: Final = 131_072  # per batch; larger than a client's, since results are larger than requests
+CONNECT_SECONDS: Final = 5.0  # to be connected, authenticated and armed
+QUESTION_SECONDS: Final = 10.0  # for the gateway's own short questions on a leased connection
+
+ThreadId = NewType("ThreadId", int)  # the server's id of the connection
+
+
+class Taker(Protocol):
+    """Who holds the lease of a connection and gets what the server sends."""
+
+    def reply(self, chunk: bytes) -> None: ...
+
+    def backend_lost(self, connection: MysqlConnection, error: Exception) -> None: ...
+
+    def prelude_refused(self, connection: MysqlConnection, error: BackendRefused) -> None: ...
+
+
+class Borrower(Protocol):
+    """A session, as far as its bound connections are concerned."""
+
+    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
+        """Its bound connection is lost to it. `insert_id`: what LAST_INSERT_ID() was there, None if nobody could ask.
+
+        Warnings that were left there (`connection.warned`) are gone.
+        """
+
+
+class Home(Protocol):
+    """The pool that a connection belongs to."""
+
+    def forget(self, connection: MysqlConnection) -> None:
+        """The connection is closed: it occupies no place any more."""
+
+
+class Credentials:
+    """Whom a connection is logged in as. `capabilities` are those that change behaviour, agreed on with the client."""
+
+    __slots__ = ("capabilities", "collation", "key", "password", "user")
+
+    def __init__(self, user: str, password: str, capabilities: int, collation: int) -> None:
+        self.user = user
+        self.password = password
+        self.capabilities = capabilities
+        self.collation = collation
+        self.key = (user, capabilities, collation)
+
+
+class MysqlConnection:
+    """A logged-in connection. Exactly one taker at a time; owned by its endpoint's callbacks while nobody holds it.
+
+    `state` is what is set on it, None if unknown (to be reset before use). `tainted` says that a session ran something
+    else than proven reads on it: insert ids, warnings or variables of that session (`last_session`) may be left on it.
+    """
+
+    __slots__ = (
+        "arming",
+        "credentials",
+        "endpoint",
+        "expires",
+        "home",
+        "last_session",
+        "member",
+        "prelude",
+        "selected",
+        "state",
+        "tainted",
+        "taker",
+        "thread_id",
+        "warned",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        home: Home,
+        member: str,
+        credentials: Credentials,
+        arming: Arming,
+        connected: Connected,
+    ) -> None:
+        self.endpoint = endpoint
+        self.home = home
+        self.member = member
+        self.credentials = credentials
+        self.arming = arming
+        self.thread_id = ThreadId(connected.greeting.connection_id)
+        self.selected: str | None = None
+        self.state: State | None = state_of(None, credentials.collation)
+        self.taker: Taker | None = None
+        self.prelude: Prelude | None = None
+        self.tainted = False
+        self.warned = False  # the last reply left warnings to be shown
+        self.last_session: Borrower | None = None
+        self.expires = math.inf  # by Trio's clock: not to be given out again after that
+
+    def send(self, raw: bytes, taker: Taker) -> None:
+        """Sends one command for `taker`, who gets the reply."""
+        self.taker = taker
+        self.endpoint.write(raw)
+
+    def commands_to(self, state: State) -> list[bytes] | None:
+        """What brings this connection to `state` (see mysql_state.commands_to)."""
+        if self.state is state:
+            return []
+        return commands_to(self.state, self.selected, state, self.arming)
+
+    def after_reset(self) -> State:
+        """The state that only the log-in and the selected database make, since nothing un-selects a database."""
+        return state_of(self.selected, self.credentials.collation)
+
+    def brought_to(self, state: State) -> None:
+        """Notes that the commands for `state` were carried out."""
+        self.state = state
+        if state.database is not None:
+            self.selected = state.database
+
+    def begin_prelude(self, commands: list[bytes], state: State, taker: Taker) -> None:
+        """Pipelines the commands for `state` in front of a command that may follow at once: for proven reads only.
+
+        If one of them is refused, the reply to the command behind it belongs to a wrong state and must not be used:
+        the taker is told by `prelude_refused`, and the connection is closed.
+        """
+        self.prelude = Prelude(len(commands))
+        self.brought_to(state)
+        self.taker = taker
+        for command in commands:
+            self.endpoint.write(command)
+
+    async def bring_to(self, state: State) -> None:
+        """Brings the connection to `state` and waits for it. Raises BackendRefused, OSError; then it must be closed."""
+        commands = self.commands_to(state)
+        if commands is None:
+            raise RuntimeError("a connection with a database was leased for a session without one")
+        if commands:
+            await self.acknowledge(commands)
+            self.brought_to(state)
+
+    async def acknowledge(self, commands: list[bytes]) -> None:
+        """Sends commands that answer with one OK each. Raises BackendRefused for the first refusal, OSError."""
+        await _Acknowledgement(self, len(commands)).ask(commands)
+
+    async def ask(self, sql: str) -> list[Row]:
+        """The rows that a short question of the gateway's own yields. Raises BackendRefused, OSError."""
+        question = _Question(self)
+        await question.ask([query(sql)])
+        return question.rows
+
+    def close(self) -> None:
+        """Closes and gives the place in the pool back."""
+        if not self.endpoint.closed:
+            self.endpoint.close()
+        self.home.forget(self)
+
+    # -- what the endpoint calls
+
+    def received(self, chunk: bytes) -> None:
+        prelude = self.prelude
+        if prelude is not None:
+            chunk = prelude.feed(chunk)
+            if not prelude.done:
+                return
+            self.prelude = None
+            if prelude.error is not None:
+                refused = prelude.error
+                taker, self.taker = self.taker, None
+                self.close()
+                if taker is not None:
+                    taker.prelude_refused(self, BackendRefused(refused.message, refused.code, refused.sqlstate))
+                return
+            if not chunk:
+                return
+        taker = self.taker
+        if taker is None:  # an idle connection hears nothing but its server's farewell (1927, 4031)
+            self.close()
+        else:
+            taker.reply(chunk)
+
+    def ended(self) -> None:
+        self.lost(ConnectionResetError("the server closed the connection"))
+
+    def lost(self, error: OSError) -> None:
+        self._fail(error)
+
+    def raised(self, error: Exception) -> None:
+        self._fail(error)
+
+    def expired(self) -> None:
+        self._fail(TimeoutError("no answer within the time limit"))
+
+    def _fail(self, error: Exception) -> None:
+        taker, self.taker = self.taker, None
+        self.close()
+        if taker is not None:
+            taker.backend_lost(self, error)
+
+    def overfull(self) -> None:
+        """What a server does not read yet is bounded by the one command that a session may send."""
+
+    def drained(self) -> None:
+        """See overfull."""
+
+
+class _Question:
+    """Reads the rows of one command of the gateway's own."""
+
+    def __init__(self, connection: MysqlConnection) -> None:
+        self._connection = connection
+        self._reader = ResultReader()
+        self._finished = trio.Event()
+        self._error: Exception | None = None
+        self.rows: list[Row] = []
+
+    async def ask(self, commands: list[bytes]) -> None:
+        """Raises BackendRefused or OSError. A cancelled question closes its connection."""
+        connection = self._connection
+        connection.taker = self
+        try:
+            for command in commands:
+                connection.endpoint.write(command)
+            with trio.fail_after(QUESTION_SECONDS):
+                await self._finished.wait()
+        except trio.TooSlowError:
+            connection.close()
+            raise TimeoutError("no answer from the server") from None
+        except BaseException:
+            connection.close()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def reply(self, chunk: bytes) -> None:
+        self._reader.feed(chunk)
+        if self._reader.done:
+            self.rows = self._reader.rows
+            refused = self._reader.error
+            self._finish(BackendRefused(refused.message, refused.code, refused.sqlstate) if refused else None)
+
+    def backend_lost(self, connection: MysqlConnection, error: Exception) -> None:
+        self._finish(error)
+
+    def prelude_refused(self, connection: MysqlConnection, error: BackendRefused) -> None:
+        self._finish(error)
+
+    def _finish(self, error: Exception | None) -> None:
+        self._error = error
+        self._connection.taker = None
+        self._connection.endpoint.lane.woke = True
+        self._finished.set()
+
+
+class _Acknowledgement(_Question):
+    """Waits until a number of pipelined commands were each answered by OK."""
+
+    def __init__(self, connection: MysqlConnection, count: int) -> None:
+        super().__init__(connection)
+        self._prelude = Prelude(count)
+
+    def reply(self, chunk: bytes) -> None:
+        self._prelude.feed(chunk)
+        if self._prelude.done:
+            refused = self._prelude.error
+            self._finish(BackendRefused(refused.message, refused.code, refused.sqlstate) if refused else None)
+
+
+async def connect(
+    lane: Lane, address: Address, home: Home, member: str, credentials: Credentials, arming: Arming
+) -> MysqlConnection:
+    """Connects, logs in and arms. Raises BackendRefused (the server said no) or Unavailable (nobody answered)."""
+    with log_in_errors(address):
+        conversation, connected = await log_in(lane, address, credentials)
+        try:
+            await ask(conversation, [arming.fresh()])
+            connection = MysqlConnection(conversation.endpoint, home, member, credentials, arming, connected)
+            connection.endpoint.receive_bytes = BACKEND_RECEIVE_BYTES
+            conversation.hand_over(connection)
+        except BaseException:
+            conversation.close()
+            raise
+        return connection
+
+
+@contextmanager
+def log_in_errors(address: Address) -> Iterator[None]:
+    """Bounds the time for connecting, and raises Unavailable for whatever is not the server's refusal."""
+    try:
+        with trio.fail_after(CONNECT_SECONDS):
+            yield
+    except trio.TooSlowError:
+        raise Unavailable(f"{address} did not let the gateway log in within {CONNECT_SECONDS:g} s") from None
+    except (OSError, ProtocolError) as error:
+        raise Unavailable(f"cannot connect to {address}: {error}") from error
+
+
+async def log_in(lane: Lane, address: Address, credentials: Credentials) -> tuple[Conversation, Connected]:
+    """An authenticated dialogue. Raises BackendRefused, OSError, ProtocolError; the caller bounds the time."""
+    sock = await (connect_unix(address.path) if address.path else connect_tcp(address.host, address.port))
+    conversation = Conversation(lane, sock)
+    try:
+        handshake = ClientHandshake(
+            user=credentials.user,
+            password=credentials.password,
+            capabilities=credentials.capabilities,
+            collation=credentials.collation,
+        )
+        while True:
+            for event in handshake.feed(await _more(conversation)):
+                match event:
+                    case Send(reply):
+                        conversation.write(reply)
+                    case Connected():
+                        return conversation, event
+    except BaseException:
+        conversation.close()
+        raise
+
+
+async def ask(conversation: Conversation, commands: list[bytes]) -> list[ResultReader]:
+    """The results of several pipelined commands. Raises BackendRefused, OSError; then the dialogue is over."""
+    conversation.write(b"".join(commands))
+    answers: list[ResultReader] = []
+    chunk = b""
+    for _ in commands:
+        reader = ResultReader()
+        while not reader.done:
+            reader.feed(chunk or await _more(conversation))
+            chunk = b""
+        if reader.error is not None:
+            raise BackendRefused(reader.error.message, reader.error.code, reader.error.sqlstate)
+        chunk = reader.leftover
+        answers.append(reader)
+    return answers
+
+
+async def _more(conversation: Conversation) -> bytes:
+    chunk = await conversation.receive()
+    if not chunk:
+        raise ConnectionResetError("the server closed the connection")
+    return chunk

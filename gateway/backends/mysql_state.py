@@ -1,0 +1,164 @@
+"""What has been set on a MySQL connection, by value, and the commands that bring it from one state to another.
+
+The state of a session follows it from connection to connection: database, collation, and the assignments of SET whose
+values are literals. A state is interned, so that two states are equal exactly if they are the same object, and finding
+a connection that needs nothing is a dictionary lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+from gateway.protocol.mysql.commands import RESET_CONNECTION, init_db, query
+from gateway.routing.operation import Assignment, Scope
+
+
+class State:
+    """Database (None: none selected), collation id of the log-in, and assignments in the order they were made."""
+
+    __slots__ = ("__weakref__", "assignments", "collation", "database")
+
+    def __init__(self, database: str | None, collation: int, assignments: tuple[Assignment, ...]) -> None:
+        self.database = database
+        self.collation = collation
+        self.assignments = assignments
+
+    def with_database(self, database: str) -> State:
+        return state_of(database, self.collation, self.assignments)
+
+    def with_assignments(self, made: tuple[Assignment, ...]) -> State:
+        """The state after `made`: a later assignment to the same variable replaces the earlier one."""
+        kept = dict.fromkeys(self.assignments)
+        for one in made:
+            for other in [a for a in kept if _replaces(one, a)]:
+                del kept[other]
+            kept[one] = None
+        return state_of(self.database, self.collation, tuple(kept))
+
+    def value_of(self, name: str) -> str | None:
+        """The SQL text last assigned to a session variable, None if the session never set it."""
+        for one in reversed(self.assignments):
+            if one.scope is Scope.SESSION and one.name == name:
+                return one.value
+        return None
+
+
+def _replaces(new: Assignment, old: Assignment) -> bool:
+    if new.scope is old.scope:
+        return new.name == old.name or new.scope is Scope.NAMES
+    # SET NAMES sets these three; one set afterwards stays behind it in the order.
+    return new.scope is Scope.NAMES and old.scope is Scope.SESSION and old.name in _SET_BY_NAMES
+
+
+_SET_BY_NAMES: Final = frozenset(
+    {"character_set_client", "character_set_connection", "character_set_results", "collation_connection"}
+)
+
+_interned: WeakValueDictionary[tuple[str | None, int, tuple[Assignment, ...]], State] = WeakValueDictionary()
+
+
+def state_of(database: str | None, collation: int, assignments: tuple[Assignment, ...] = ()) -> State:
+    """The one State object with these values."""
+    key = (database, collation, assignments)
+    state = _interned.get(key)
+    if state is None:
+        state = _interned[key] = State(database, collation, assignments)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Arming:
+    """What every connection to a member is set to before it serves: position tracking and the second fence.
+
+    The second fence is transaction_read_only on replicas: it refuses DML, DDL and locking reads with 1792 even for
+    users whom read_only lets write (SQL.md, The rule). `collations` maps ids of the server to (charset, collation).
+    """
+
+    mariadb: bool
+    replica: bool
+    collations: Mapping[int, tuple[str, str]]
+
+    def settings(self) -> list[str]:
+        tracked = (
+            # the server's own default, and the position of each write
+            "session_track_system_variables='autocommit,character_set_client,character_set_connection,"
+            "character_set_results,time_zone,last_gtid'"
+            if self.mariadb
+            else "session_track_gtids='OWN_GTID'"
+        )
+        if not self.replica:
+            return [tracked]
+        return ["tx_read_only=1"] if self.mariadb else ["transaction_read_only=1"]
+
+    def fresh(self) -> bytes:
+        """The command that arms a connection that has just logged in."""
+        return query("SET SESSION " + ", SESSION ".join(self.settings()))
+
+    def after_reset(self, collation: int) -> bytes:
+        """The same after COM_RESET_CONNECTION, which also forgets the character set of the log-in.
+
+        A collation that the server does not know was ignored at log-in, and is here.
+        """
+        names = self.collations.get(collation)
+        if names is None:
+            return self.fresh()
+        return query(f"SET NAMES {names[0]} COLLATE {names[1]}, SESSION " + ", SESSION ".join(self.settings()))
+
+
+def commands_to(current: State | None, selected: str | None, wanted: State, arming: Arming) -> list[bytes] | None:
+    """The commands that bring a connection to `wanted`, each answered by one OK; [] if it is there already.
+
+    `current` is None where the connection has to be reset first; `selected` is the database selected on it. None means
+    that no commands can do it: nothing un-selects a database.
+    """
+    if current is wanted:
+        return []
+    if wanted.database is None and selected is not None:
+        return None
+    commands: list[bytes] = []
+    if current is not None and current.collation == wanted.collation and _covers(wanted, current):
+        to_make = _differing(wanted.assignments, current.assignments)
+    else:
+        commands += [RESET_CONNECTION, arming.after_reset(wanted.collation)]
+        to_make = wanted.assignments
+    if wanted.database is not None and wanted.database != selected:
+        commands.append(init_db(wanted.database))
+    commands += assignments_sql(to_make)
+    return commands
+
+
+def _covers(wanted: State, current: State) -> bool:
+    """Whether everything that was set in `current` is set in `wanted` too, so that nothing has to be undone."""
+    names = {(one.scope, one.name) for one in wanted.assignments}
+    return all((one.scope, one.name) in names for one in current.assignments)
+
+
+def _differing(wanted: tuple[Assignment, ...], current: tuple[Assignment, ...]) -> tuple[Assignment, ...]:
+    """What has to be assigned, in order; everything behind a SET NAMES that has to be, since that sets several."""
+    held = set(current)
+    for at, one in enumerate(wanted):
+        if one.scope is Scope.NAMES and one not in held:
+            return tuple(before for before in wanted[:at] if before not in held) + wanted[at:]
+    return tuple(one for one in wanted if one not in held)
+
+
+def assignments_sql(assignments: tuple[Assignment, ...]) -> list[bytes]:
+    """SET commands for the assignments, in order; SET NAMES stands alone."""
+    commands: list[bytes] = []
+    row: list[str] = []
+    for one in assignments:
+        if one.scope is Scope.NAMES:
+            if row:
+                commands.append(query("SET " + ", ".join(row)))
+                row = []
+            commands.append(query(f"SET {one.name.upper()} {one.value}"))
+        elif one.scope is Scope.USER:
+            row.append(f"@`{one.name.replace('`', '``')}` = {one.value}")
+        else:
+            row.append(f"SESSION {one.name} = {one.value}")
+    if row:
+        commands.append(query("SET " + ", ".join(row)))
+    return commands

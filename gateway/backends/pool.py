@@ -1,0 +1,340 @@
+"""Leases of MySQL connections: which connection serves which session next, how many there are, and who waits.
+
+Per member there is one limit over all users. Of a member's idle connections, the *clean* ones ran nothing but proven
+reads since they were last reset, and serve any session of the same credentials whose state they have or can be given.
+The *bound* ones keep something of the session that used them last (insert id, warnings): they go back to that session
+at once, and to another one only when there is nothing else: after a reset, and the session is told what it loses.
+
+`take_now` and `take_bound` are synchronous and give a connection only if nothing has to be awaited for it; `take`
+opens, resets, takes over or waits, first come first served.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.mysql import Borrower, Credentials, MysqlConnection, connect
+from gateway.backends.mysql_state import Arming, State
+from gateway.config import Address, Pool
+from gateway.errors import BackendRefused, Unavailable
+from gateway.net.lane import Lane
+
+log = structlog.get_logger(__name__)
+
+Key = tuple[str, int, int]  # user, capabilities, collation: connections of one key are interchangeable after a reset
+
+KEPT_WARM_SECONDS: Final = 600.0  # credentials that nobody used for longer need no idle connections
+LIFETIME_SPREAD: Final = 0.1  # connections opened together are not all replaced together
+
+
+class _Waiter:
+    """One place in the queue: gets a connection, or the right to open one."""
+
+    __slots__ = ("connection", "may_open", "woken")
+
+    def __init__(self) -> None:
+        self.connection: MysqlConnection | None = None
+        self.may_open = False
+        self.woken = trio.Event()
+
+
+class MemberPool:
+    """The connections to one member. Counts: `opened` (open or being opened), `in_use`, `resets`, `taken_over`."""
+
+    def __init__(self, lane: Lane, name: str, address: Address, settings: Pool, limit: int) -> None:
+        self._lane = lane
+        self.name = name
+        self.address = address
+        self.limit = limit
+        self.arming: Arming | None = None  # None until the member was seen: nothing can be leased
+        self.opened = 0
+        self.in_use = 0
+        self.resets = 0
+        self.taken_over = 0
+        self._settings = settings
+        self._clean: dict[Key, dict[State | None, list[MysqlConnection]]] = {}
+        self._idle: OrderedDict[MysqlConnection, None] = OrderedDict()  # all clean ones, longest unused first
+        self._bound: OrderedDict[MysqlConnection, None] = OrderedDict()  # likewise
+        self._leased: set[MysqlConnection] = set()
+        self._waiting: deque[_Waiter] = deque()
+        self._used: dict[Key, tuple[Credentials, float]] = {}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    # -- taking
+
+    def take_now(self, credentials: Credentials, state: State) -> MysqlConnection | None:
+        """A clean connection in exactly this state, None if there is none (or others wait for connections)."""
+        states = self._clean.get(credentials.key)
+        if states is None or self._waiting:
+            return None
+        connections = states.get(state)
+        if not connections:
+            return None
+        connection = connections.pop()
+        del self._idle[connection]
+        self._leased.add(connection)
+        self.in_use += 1
+        return connection
+
+    def take_bound(self, connection: MysqlConnection, session: Borrower) -> bool:
+        """Takes an idle connection back for the session that used it last; False if it is somebody else's by now."""
+        if connection.last_session is not session:
+            return False
+        if connection in self._bound:
+            del self._bound[connection]
+        elif connection in self._idle:
+            self._remove_clean(connection)
+        else:
+            return False
+        self._lease(connection)
+        return True
+
+    def take_other_now(self, credentials: Credentials, state: State) -> MysqlConnection | None:
+        """A clean connection that commands can bring to `state`: the caller has to send them."""
+        if self._waiting:
+            return None
+        for connections in self._clean.get(credentials.key, {}).values():
+            for connection in connections:
+                if state.database is not None or connection.selected is None:
+                    self._remove_clean(connection)
+                    self._lease(connection)
+                    return connection
+        return None
+
+    async def take(self, credentials: Credentials, state: State) -> MysqlConnection:
+        """A connection in this state. Raises Unavailable (none in time, or no server) or BackendRefused.
+
+        `acquire_timeout` bounds the waiting for a place; connecting has a limit of its own.
+        """
+        if self.arming is None:
+            raise Unavailable(f"{self.name} has not answered yet")
+        self._used[credentials.key] = (credentials, trio.current_time())
+        connection = await self._find(credentials, state)
+        try:
+            await connection.bring_to(state)
+        except OSError as error:
+            connection.close()
+            raise Unavailable(f"the connection to {self.name} was lost: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _find(self, credentials: Credentials, state: State) -> MysqlConnection:
+        deadline = trio.current_time() + self._settings.acquire_timeout
+        while True:
+            connection = self.take_now(credentials, state) or self.take_other_now(credentials, state)
+            if connection is not None:
+                return connection
+            may_open = not self._waiting and self._reserve()
+            if not may_open and not self._waiting:
+                if self._idle:  # of other credentials, or with a database that cannot be un-selected
+                    next(iter(self._idle)).close()
+                    continue
+                connection = self._least_missed()
+            if connection is None and not may_open:
+                connection = await self._wait(deadline)
+            if connection is None:
+                return await self._open(credentials)
+            await self._clear(connection)
+            if self._fits(connection, credentials, state):
+                return connection
+            connection.close()
+
+    def _reserve(self) -> bool:
+        if self.opened >= self.limit:
+            return False
+        self.opened += 1
+        return True
+
+    def _least_missed(self) -> MysqlConnection | None:
+        """A bound connection for somebody else: the longest unused, those with warnings to be shown last."""
+        quiet = (connection for connection in self._bound if not connection.warned)
+        connection = next(quiet, None) or next(iter(self._bound), None)
+        if connection is not None:
+            del self._bound[connection]
+            self._lease(connection)
+            self.taken_over += 1
+        return connection
+
+    async def _wait(self, deadline: float) -> MysqlConnection | None:
+        """Waits its turn; None: a place was reserved to open a connection."""
+        waiter = _Waiter()
+        self._waiting.append(waiter)
+        try:
+            with trio.move_on_at(deadline):
+                await waiter.woken.wait()
+        except BaseException:
+            if waiter.connection is not None:
+                self.give_back(waiter.connection)
+            elif waiter.may_open:
+                self._release_place()
+            else:
+                self._waiting.remove(waiter)
+            raise
+        if waiter.woken.is_set():
+            return waiter.connection
+        self._waiting.remove(waiter)
+        raise Unavailable(
+            f"all {self.limit} connections to {self.name} were busy for {self._settings.acquire_timeout:g} s "
+            "(pool.size of the group, max_connections of the member)",
+            code=1040,
+            sqlstate="08004",
+        )
+
+    async def _open(self, credentials: Credentials) -> MysqlConnection:
+        """Opens a connection for which a place was reserved."""
+        assert self.arming is not None
+        try:
+            connection = await connect(self._lane, self.address, self, self.name, credentials, self.arming)
+        except BaseException:
+            self._release_place()
+            raise
+        spread = self._settings.max_lifetime * LIFETIME_SPREAD
+        connection.expires = trio.current_time() + self._settings.max_lifetime - random.random() * spread
+        self._lease(connection)
+        return connection
+
+    async def _clear(self, connection: MysqlConnection) -> None:
+        """Tells the session that a bound connection leaves it what it loses, and marks it to be reset."""
+        session = connection.last_session
+        if connection.tainted and session is not None:
+            try:
+                rows = await connection.ask("SELECT LAST_INSERT_ID()")
+            except (OSError, BackendRefused):
+                session.losing(connection, None)
+            else:
+                session.losing(connection, int(rows[0][0] or 0))
+        connection.last_session = None
+        if connection.tainted:
+            connection.tainted = connection.warned = False
+            connection.state = None
+            self.resets += 1
+
+    def _fits(self, connection: MysqlConnection, credentials: Credentials, state: State) -> bool:
+        return (
+            not connection.endpoint.closed
+            and connection.credentials.key == credentials.key
+            and (state.database is not None or connection.selected is None)
+        )
+
+    # -- giving back
+
+    def give_back(self, connection: MysqlConnection) -> None:
+        """Ends a lease. A connection with a reply under way must be closed instead."""
+        if connection.endpoint.closed:
+            return
+        connection.taker = None
+        stale = connection.arming is not self.arming  # the member's role has changed
+        if stale or (connection.expires <= self._lane.now and not connection.tainted):
+            connection.close()
+            return
+        if self._waiting:
+            waiter = self._waiting.popleft()
+            waiter.connection = connection
+            waiter.woken.set()
+            self._lane.woke = True
+            return
+        self._leased.discard(connection)
+        self.in_use -= 1
+        if connection.tainted:
+            self._bound[connection] = None
+        else:
+            self._add_clean(connection)
+
+    async def recycle(self, connection: MysqlConnection) -> None:
+        """Gives back what a session leaves for good: reset at once, since locks and transactions may be open on it."""
+        try:
+            connection.state = None
+            connection.tainted = connection.warned = False
+            connection.last_session = None
+            self.resets += 1
+            await connection.bring_to(connection.after_reset())
+        except (OSError, BackendRefused) as error:
+            log.info("a connection could not be reset", member=self.name, error=str(error))
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            self.give_back(connection)
+
+    def forget(self, connection: MysqlConnection) -> None:
+        """A connection was closed: its place is free."""
+        if connection in self._leased:
+            self._leased.discard(connection)
+            self.in_use -= 1
+        elif connection in self._bound:
+            del self._bound[connection]
+            if connection.last_session is not None:
+                connection.last_session.losing(connection, None)
+        elif connection in self._idle:
+            self._remove_clean(connection)
+        else:
+            return
+        self._release_place()
+
+    def _release_place(self) -> None:
+        self.opened -= 1
+        if self._waiting and self._reserve():
+            waiter = self._waiting.popleft()
+            waiter.may_open = True
+            waiter.woken.set()
+            self._lane.woke = True
+
+    def _lease(self, connection: MysqlConnection) -> None:
+        self._leased.add(connection)
+        self.in_use += 1
+
+    def _add_clean(self, connection: MysqlConnection) -> None:
+        self._clean.setdefault(connection.credentials.key, {}).setdefault(connection.state, []).append(connection)
+        self._idle[connection] = None
+
+    def _remove_clean(self, connection: MysqlConnection) -> None:
+        states = self._clean[connection.credentials.key]
+        connections = states[connection.state]
+        connections.remove(connection)
+        if not connections:
+            del states[connection.state]
+        del self._idle[connection]
+
+    # -- keeping
+
+    def close_idle(self) -> None:
+        """Closes what nobody holds: the member is gone, or its role has changed and with it the arming."""
+        for connection in [*self._idle, *self._bound]:
+            connection.close()
+
+    def close_all(self) -> None:
+        """Closes every connection; sessions that hold one are told that it was lost."""
+        for connection in [*self._idle, *self._bound, *self._leased]:
+            connection.lost(ConnectionAbortedError("the gateway gave the connection up"))
+
+    async def maintain(self) -> None:
+        """Replaces what has grown old, and keeps `min_idle` connections ready for credentials in use."""
+        now = trio.current_time()
+        for connection in [one for one in self._idle if one.expires <= now]:
+            connection.close()
+        for states in self._clean.values():
+            for state in [state for state, connections in states.items() if not connections]:
+                del states[state]
+        for key, (credentials, used) in list(self._used.items()):
+            if now - used > KEPT_WARM_SECONDS:
+                del self._used[key]
+                continue
+            idle = sum(len(connections) for connections in self._clean.get(key, {}).values())
+            if idle + self.in_use < self._settings.min_idle and not self._waiting and self._reserve():
+                try:
+                    connection = await self._open(credentials)
+                except (Unavailable, BackendRefused) as error:
+                    log.info("no spare connection could be opened", member=self.name, error=str(error))
+                else:
+                    self.give_back(connection)

@@ -1,0 +1,158 @@
+"""What one SQL session must not read behind, and the choice of a replica that it may read.
+
+A session carries a *token*, the positions of its writes, and the member that it *saw* last: a reply without a position
+(a read, a write that changed nothing) may have shown anything that this member had by then. Until a look at that
+member that was begun after the reply gives an upper bound, the session may read only there or at the primary, which has
+everything; after it, that bound is in the token and any member that covers it will do (SQL.md, Positions).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from gateway.replication.freshness import MemberView, Snapshot, replicas_for
+from gateway.replication.position import MariadbGtidPosition, MysqlGtidSet, Position
+from gateway.routing.route import Consistency, Policy
+from gateway.topology.mysql import SqlMember, Topology
+
+REBALANCE_SECONDS: Final = 1.0  # how often a busy session may look whether another replica is less busy
+PAUSES_SECONDS: Final = (0.0005, 0.008)  # between looks at replicas that somebody waits for, doubling
+
+
+class Freshness:
+    """The token of one session, and what follows from it."""
+
+    __slots__ = ("_balanced_at", "_choice", "_policy", "_snapshot", "_topology", "epoch", "seen", "seen_at", "token")
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._snapshot: Snapshot | None = None
+        self._policy: Policy | None = None
+        self._choice: SqlMember | None = None
+        self._balanced_at = 0.0
+        self.epoch = topology.epoch
+        self.token: Position | None = None
+        self.seen: str | None = None
+        self.seen_at = 0.0
+
+    # -- what replies say
+
+    def saw(self, member: str, now: float) -> None:
+        """A reply without a position came from `member`; `now` is not before it came, by Trio's clock."""
+        if self.seen != member:
+            self.seen = member
+            self._snapshot = None
+        self.seen_at = now
+
+    def wrote(self, member: str, gtid: str) -> None:
+        """A reply told the position of a write."""
+        self._snapshot = None
+        token = self.token
+        if token is None:
+            identity = self._topology.identity
+            token = MariadbGtidPosition({}) if identity is not None and identity.mariadb else MysqlGtidSet({})
+        self.token = token.add(gtid)
+        if self.seen == member and self._one_history(member):
+            self.seen = None  # what it showed before was committed before this write
+
+    def _one_history(self, member: str) -> bool:
+        """Whether a write's own position implies all that was committed before it: commit order within one domain.
+
+        MySQL's replicas keep the commit order by default since 8.0.27; MariaDB's do within a domain.
+        """
+        position = self._topology.snapshot.by_name[member].position
+        return not isinstance(position, MariadbGtidPosition) or len(position.domains) == 1
+
+    # -- choosing
+
+    def choose_now(self, policy: Policy, now: float) -> SqlMember | None:
+        """The replica for a read, None where nothing can be said without waiting."""
+        snapshot = self._topology.snapshot
+        if snapshot is self._snapshot and policy is self._policy:
+            return self._choice
+        self._snapshot, self._policy = snapshot, policy
+        self._choice = self._choose(snapshot, policy, now)
+        return self._choice
+
+    def _choose(self, snapshot: Snapshot, policy: Policy, now: float) -> SqlMember | None:
+        bound = policy.consistency is Consistency.SESSION
+        if bound:
+            self._resolve(snapshot)
+        ready = replicas_for(snapshot, self.token if bound else None, policy.max_lag, now).ready
+        if not ready:
+            return None
+        least = self._least_busy(ready)
+        if not bound or self.seen is None:
+            self._balanced_at = now
+            return least
+        for view in ready:
+            if view.name == self.seen:
+                member = self._topology.members[view.name]
+                if member.in_flight > least.in_flight + 1 and now - self._balanced_at > REBALANCE_SECONDS:
+                    return None  # a look at its present replica may free it for the other one
+                return member
+        return None
+
+    def _resolve(self, snapshot: Snapshot) -> None:
+        if snapshot.epoch != self.epoch:
+            self._enter_epoch(snapshot)
+        if self.seen is not None:
+            view = snapshot.by_name[self.seen]
+            if view.position is not None and view.observed_at is not None and view.observed_at > self.seen_at:
+                self.token = view.position if self.token is None else self.token.merge(view.position)
+                self.seen = None
+
+    def _enter_epoch(self, snapshot: Snapshot) -> None:
+        """There is another primary: what the session had counts no more, but it must not read behind the new start."""
+        start = self._topology.epoch_position
+        if self.token is None and self.seen is None:
+            self.epoch = snapshot.epoch
+        elif start is not None:
+            self.token, self.seen, self.epoch = start, None, snapshot.epoch
+        elif snapshot.primary is not None:
+            self.saw(snapshot.primary.name, trio.current_time())
+
+    def _least_busy(self, ready: tuple[MemberView, ...]) -> SqlMember:
+        members = self._topology.members
+        best = members[ready[0].name]
+        for view in ready[1:]:
+            member = members[view.name]
+            if member.in_flight * best.config.weight < best.in_flight * member.config.weight or (
+                member.in_flight * best.config.weight == best.in_flight * member.config.weight
+                and member.reads * best.config.weight < best.reads * member.config.weight
+            ):
+                best = member
+        return best
+
+    async def choose(self, policy: Policy) -> tuple[SqlMember | None, str]:
+        """The replica for a read after waiting at most `freshness_wait`, or None; and in words why."""
+        started = trio.current_time()
+        deadline = started + policy.freshness_wait
+        pause = 0.0
+        while True:
+            now = trio.current_time()
+            member = self.choose_now(policy, now)
+            if member is not None:
+                waited = f", after {1000 * (now - started):.1f} ms" if now > started else ""
+                return member, f"{policy.reason}{waited}"
+            bound = policy.consistency is Consistency.SESSION
+            candidates = replicas_for(self._topology.snapshot, self.token if bound else None, policy.max_lag, now)
+            if not (candidates.ready or candidates.waitable):
+                reasons = "; ".join(rejection.reason for rejection in candidates.rejected) or "the group has none"
+                return None, f"no replica serves: {reasons}"
+            if now >= deadline:
+                return None, f"no replica had what this session saw within {1000 * policy.freshness_wait:.0f} ms"
+            with trio.move_on_at(deadline):
+                if bound and self.seen is not None:
+                    if not await self._topology.members[self.seen].observer.seen_after(self.seen_at):
+                        return None, f"{self.seen}, which this session read last, does not answer"
+                    self._balanced_at = now
+                    self._snapshot = None
+                    continue
+                await trio.sleep(pause)
+                pause = min(max(pause * 2, PAUSES_SECONDS[0]), PAUSES_SECONDS[1])
+                nearest = max(candidates.waitable, key=lambda view: view.current_as_of or 0.0)
+                await self._topology.members[nearest.name].observer.seen_after(now)
+            self._snapshot = None

@@ -1,0 +1,97 @@
+"""SHOW GATEWAY ...: what the gateway tells a client that has nothing but SQL at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.errors import Refused
+from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.answers import Value
+from gateway.protocol.mysql.constants import ErrorCode
+
+if TYPE_CHECKING:
+    from gateway.sessions.mysql import MysqlSession
+
+# What would have avoided a pin, by the name of its cause.
+_ADVICE: Final = {
+    "TEMPORARY_TABLE": "a derived table or CTE instead; DROP TEMPORARY TABLE does not end the pin yet",
+    "USER_VARIABLE": "set the variable to a literal",
+    "SESSION_VARIABLE": "set it to a literal, or in the server's configuration",
+    "TABLE_LOCK": "UNLOCK TABLES; transactions with row locks instead",
+    "NAMED_LOCK": "RELEASE_ALL_LOCKS()",
+    "PREPARED_STATEMENT": "close the statements, or let the driver interpolate on the client's side",
+    "HANDLER": "SELECT instead",
+    "PROCEDURE": "plain statements instead of the call",
+    "TRANSACTION_CHARACTERISTIC": "SET SESSION TRANSACTION, or START TRANSACTION READ ONLY",
+    "ROLE": "a default role of the account",
+    "XA": "ordinary transactions",
+    "UNPROVEN": "a statement that the gateway understands; `gateway explain` tells",
+}
+
+
+def answer_gateway_statement(session: MysqlSession, words: str) -> bytes:
+    """The reply to SHOW GATEWAY `words`. Raises Refused for what is not known."""
+    columns, rows = _table(session, " ".join(words.lower().split()))
+    return answers.resultset(columns, rows, capabilities=session.capabilities, status=session.status)
+
+
+def _table(session: MysqlSession, words: str) -> tuple[Sequence[str], Sequence[Sequence[Value]]]:
+    if words == "status":
+        return ("name", "value"), [(name, str(value)) for name, value in session.service.figures().items()]
+    if words == "members":
+        return _members(session)
+    if words == "last route":
+        return _last_route(session)
+    if words == "pins":
+        now = trio.current_time()
+        return ("cause", "statement", "since_seconds", "avoid"), [
+            (pin.cause.value, pin.statement, f"{now - pin.since:.1f}", _ADVICE[pin.cause.name])
+            for pin in session.pins.values()
+        ]
+    raise Refused(
+        "gateway: SHOW GATEWAY knows STATUS, MEMBERS, LAST ROUTE and PINS in this version",
+        code=ErrorCode.NOT_SUPPORTED_YET,
+        sqlstate="42000",
+    )
+
+
+def _members(session: MysqlSession) -> tuple[Sequence[str], Sequence[Sequence[Value]]]:
+    topology = session.topology
+    snapshot, now = topology.snapshot, trio.current_time()
+    rows: list[Sequence[Value]] = []
+    for view in snapshot.members:
+        member = topology.members[view.name]
+        lag = snapshot.lag(view, now)
+        rows.append(
+            (
+                view.name,
+                view.role.value,
+                view.fault or "serves",
+                None if lag is None else round(max(lag, 0.0) * 1000),
+                None if view.position is None else str(view.position),
+                member.reads,
+                member.writes,
+                f"{member.pool.in_use}/{member.pool.opened}/{member.pool.limit}",
+            )
+        )
+    columns = ("member", "role", "state", "lag_ms", "position", "reads", "writes", "connections_busy_open_limit")
+    return columns, rows
+
+
+def _last_route(session: MysqlSession) -> tuple[Sequence[str], Sequence[Sequence[Value]]]:
+    operation, policy = session.operation, session.policy
+    if operation is None or policy is None:
+        return ("name", "value"), []
+    return ("name", "value"), [
+        ("statement", operation.statement),
+        ("kind", operation.kind.value),
+        ("member", session.member.name if session.member else None),
+        ("rule", policy.rule),
+        ("consistency", policy.consistency.value),
+        ("reason", session.reason),
+        ("token", str(session.freshness.token or "")),
+        ("pins", ", ".join(pin.value for pin in session.pins) or None),
+    ]

@@ -1,0 +1,274 @@
+"""A MySQL group: its members as they were last seen, who is the primary, and the snapshot that routes are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.mysql_state import Arming
+from gateway.backends.pool import MemberPool
+from gateway.config import Member, MysqlGroup
+from gateway.net.lane import Lane
+from gateway.replication.freshness import LagClock, MemberView, Observation, Role, Snapshot, replica_fault
+from gateway.replication.observe import Observer, ServerIdentity, monitor_credentials
+from gateway.replication.position import Position
+
+MAINTENANCE_SECONDS: Final = 1.0
+FIRST_LOOK_SECONDS: Final = 1.0  # how long a start waits for every member's first answer
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class SqlMember:
+    """One server of the group. `in_flight`, `served` and `errors` are counted by the sessions."""
+
+    config: Member
+    pool: MemberPool
+    observer: Observer = field(init=False)
+    identity: ServerIdentity | None = None
+    in_flight: int = 0
+    served: Counter[str] = field(default_factory=Counter)  # by reason
+    reads: int = 0
+    writes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+class Topology:
+    """The members of one group and what is known of them.
+
+    `primary` is the name of the primary or None; `epoch` grows with every change of it, and `epoch_position` is where
+    the primary was when the epoch began: a session that read in an earlier epoch must not read behind it.
+    """
+
+    def __init__(self, lane: Lane, config: MysqlGroup, password: str) -> None:
+        self.config = config
+        self.name = config.name
+        self.primary: str | None = None
+        self.epoch = 0
+        self.epoch_position: Position | None = None
+        self.trouble: str | None = None  # why there is no primary, or what a person has to look at
+        self.clock = LagClock()
+        self.members: dict[str, SqlMember] = {}
+        self._changed = trio.Event()
+        for member in config.members:
+            limit = min(config.pool.size, member.max_connections or config.pool.size)
+            pool = MemberPool(lane, member.name, member.address, config.pool, limit)
+            known = SqlMember(member, pool)
+            known.observer = Observer(
+                lane,
+                member.name,
+                member.address,
+                monitor_credentials(config.monitor.user, password),
+                interval=config.check_interval,
+                patience=config.failure_detection,
+                seen=self._seen,
+                failed=self._failed,
+            )
+            self.members[member.name] = known
+        self.snapshot = self._take_snapshot(0.0)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Observes and maintains until cancelled. Started once every member has answered or failed once."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for member in self.members.values():
+                    nursery.start_soon(member.observer.run, name=f"observe {member.name}")
+                with trio.move_on_after(FIRST_LOOK_SECONDS):
+                    for member in self.members.values():
+                        while member.observer.last is None and member.observer.failure == "has not answered yet":
+                            await self.changed()
+                task_status.started()
+                while True:
+                    await trio.sleep(MAINTENANCE_SECONDS)
+                    for member in self.members.values():
+                        await member.pool.maintain()
+        finally:
+            for member in self.members.values():
+                member.pool.close_all()
+
+    async def changed(self) -> None:
+        """Waits for the next snapshot."""
+        await self._changed.wait()
+
+    @property
+    def primary_member(self) -> SqlMember | None:
+        """The primary, if it answers."""
+        view = self.snapshot.primary
+        return self.members[view.name] if view is not None and view.fault is None else None
+
+    @property
+    def identity(self) -> ServerIdentity | None:
+        """What the primary says of itself, or else any member that was ever seen."""
+        known = [self.members[self.primary]] if self.primary else []
+        return next((member.identity for member in [*known, *self.members.values()] if member.identity), None)
+
+    @property
+    def oldest_version(self) -> tuple[int, int]:
+        """(major, minor) of the oldest server seen, (0, 0) if none was: what a text means must hold on all of them."""
+        versions = [member.identity.version.split(".") for member in self.members.values() if member.identity]
+        return min(((int(numbers[0]), int(numbers[1])) for numbers in versions), default=(0, 0))
+
+    def replicas_within(self, max_lag: float, now: float) -> int:
+        """How many replicas are healthy and at most `max_lag` seconds behind."""
+        snapshot = self.snapshot
+        lags = (snapshot.lag(view, now) for view in snapshot.replicas if view.fault is None)
+        return sum(lag is not None and lag <= max_lag for lag in lags)
+
+    # -- what observers say
+
+    def _seen(self, identity: ServerIdentity, observation: Observation) -> None:
+        member = self.members[observation.member]
+        if member.identity != identity:
+            restarted = member.identity is not None
+            member.identity = identity
+            if restarted:
+                log.info("server answers again", group=self.name, member=member.name, version=identity.version)
+                member.pool.close_idle()
+        self._choose_primary()
+        if observation.member == self.primary:
+            self.clock.sample(observation.sent_at, observation.position)
+            if self.epoch_position is None:
+                self.epoch_position = observation.position
+        self._publish(observation.sent_at)
+
+    def _failed(self, name: str, failure: str) -> None:
+        member = self.members[name]
+        view = self.snapshot.by_name[name]
+        if view.fault != failure:
+            log.warning("member does not answer", group=self.name, member=name, error=failure)
+        member.pool.close_idle()
+        if name == self.primary:
+            self.clock.freeze()
+        self._publish(trio.current_time())
+
+    def _choose_primary(self) -> None:
+        """The one member that takes writes and replicates from nobody, or the one that the configuration names."""
+        fixed = self.config.primary
+        if fixed != "auto":
+            chosen: str | None = str(fixed)
+            self.trouble = None
+        else:
+            writable = [
+                member.name
+                for member in self.members.values()
+                if (seen := member.observer.last) is not None and seen.is_writable and seen.replication is None
+            ]
+            if len(writable) == 1:
+                chosen, self.trouble = writable[0], None
+            elif not writable:
+                chosen = self.primary
+                last = self.members[chosen].observer.last if chosen else None
+                self.trouble = (
+                    None if last is None else f"{chosen} is read-only or replicates, and nobody else is writable"
+                )
+                if last is not None:
+                    chosen = None
+            else:
+                # Two that take writes: the one with the epoch stays, the other gets nothing.
+                chosen = self.primary if self.primary in writable else None
+                self.trouble = f"more than one server is writable: {', '.join(writable)}"
+        if chosen != self.primary:
+            log.warning("primary", group=self.name, primary=chosen, before=self.primary, trouble=self.trouble)
+            if chosen is not None:
+                self.epoch += 1
+                self.epoch_position = None
+                self.clock.reset()
+            else:
+                self.clock.freeze()
+            self.primary = chosen
+
+    def _publish(self, now: float) -> None:
+        self.snapshot = self._take_snapshot(now)
+        for view in self.snapshot.members:
+            self._arm(self.members[view.name], view.role)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _arm(self, member: SqlMember, role: Role) -> None:
+        identity = member.identity
+        if identity is None:
+            return
+        arming = member.pool.arming
+        replica = role is Role.REPLICA
+        if arming is None or (arming.mariadb, arming.replica) != (identity.mariadb, replica):
+            member.pool.arming = Arming(identity.mariadb, replica, identity.collations)
+            member.pool.close_idle()  # they are armed for the other role
+
+    def _take_snapshot(self, now: float) -> Snapshot:
+        return Snapshot(
+            group=self.name,
+            epoch=self.epoch,
+            taken_at=now,
+            members=tuple(self._views()),
+            frozen_at=self.clock.frozen_at,
+        )
+
+    def _views(self) -> Iterator[MemberView]:
+        for member in self.members.values():
+            seen = member.observer.last
+            role = Role.PRIMARY if member.name == self.primary else Role.REPLICA
+            fault = member.observer.failure
+            if seen is not None:
+                fault = self._primary_fault(seen) if role is Role.PRIMARY else replica_fault(seen)
+            yield MemberView(
+                name=member.name,
+                role=role,
+                fault=fault,
+                position=seen.position if seen else None,
+                observed_at=seen.sent_at if seen else None,
+                current_as_of=self.clock.current_as_of(seen.position) if seen else None,
+                weight=member.config.weight,
+                backup=member.config.backup,
+            )
+
+    def _primary_fault(self, seen: Observation) -> str | None:
+        return None if seen.is_writable else "is configured as the primary, but read-only"
+
+    # -- what people see
+
+    def status(self, now: float) -> dict[str, object]:
+        """The group as plain values: what `gateway status` and SHOW GATEWAY MEMBERS print. Lag in milliseconds."""
+        snapshot = self.snapshot
+        members = []
+        for view in snapshot.members:
+            member = self.members[view.name]
+            lag = snapshot.lag(view, now) if view.role is Role.REPLICA else None
+            members.append(
+                {
+                    "name": view.name,
+                    "role": view.role.value,
+                    "fault": view.fault,
+                    "lag_ms": None if lag is None else round(max(lag, 0.0) * 1000),
+                    "position": str(view.position) if view.position is not None else None,
+                    "version": member.identity.version if member.identity else None,
+                    "reads": member.reads,
+                    "writes": member.writes,
+                    "in_flight": member.in_flight,
+                    "connections": {
+                        "open": member.pool.opened,
+                        "in_use": member.pool.in_use,
+                        "waiting": member.pool.waiting,
+                        "limit": member.pool.limit,
+                        "resets": member.pool.resets,
+                    },
+                    "weight": view.weight,
+                    "backup": view.backup,
+                }
+            )
+        return {
+            "engine": "mysql",
+            "primary": self.primary,
+            "epoch": self.epoch,
+            "trouble": self.trouble,
+            "lag_frozen": snapshot.frozen_at is not None,
+            "members": members,
+        }
