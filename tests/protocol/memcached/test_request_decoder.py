@@ -173,9 +173,10 @@ def test_a_value_over_the_limit_with_noreply_still_deletes() -> None:
     assert one(data) == Rejected(b"", delete=b"k", reason="value too large")
 
 
-def test_a_value_of_the_limit_is_taken() -> None:
-    message = one(b"set k 0 0 1000\r\n" + b"x" * 1000 + b"\r\n")
-    assert isinstance(message, Request)
+@pytest.mark.parametrize("verb", [b"set", b"add"])
+def test_a_value_of_the_limit_is_taken_and_one_byte_more_is_not(verb: bytes) -> None:
+    assert isinstance(one(verb + b" k 0 0 1000\r\n" + b"x" * 1000 + b"\r\n"), Request)
+    assert isinstance(one(verb + b" k 0 0 1001\r\n" + b"x" * 1001 + b"\r\n"), Rejected)
 
 
 def test_lines_without_an_end_close_the_connection() -> None:
