@@ -38,7 +38,8 @@ class PinCause(Enum):
     TEMPORARY_TABLE = "temporary table"
     USER_VARIABLE = "user variable set to something that cannot be replayed"
     SESSION_VARIABLE = "session variable that cannot be replayed"
-    TABLE_LOCK = "table or instance lock"
+    TABLE_LOCK = "table lock"
+    INSTANCE_LOCK = "instance or backup lock"
     NAMED_LOCK = "named lock (GET_LOCK)"
     PREPARED_STATEMENT = "prepared statement"
     HANDLER = "open HANDLER"
@@ -124,6 +125,9 @@ class SqlOperation:
     needs_primary: str | None = None  # a read that must run at the primary, and why ("SHOW PROCESSLIST: ...")
     hint: Hint = NO_HINT
     gateway: str | None = None  # SHOW GATEWAY ... / SET GATEWAY ...: answered by the gateway, the words after GATEWAY
+    tables_complete: bool = True  # reads and writes name all tables; False: there may be others (DDL, CALL, unparsed)
+    release: bool = False  # COMMIT/ROLLBACK RELEASE: the server closes the connection after it
+    found_rows: bool = False  # SQL_CALC_FOUND_ROWS: leaves FOUND_ROWS() behind on its connection
 
 
 class Effect(Enum):

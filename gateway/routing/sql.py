@@ -1,0 +1,405 @@
+"""Classifies SQL: the text of a statement becomes an `SqlOperation`.
+
+Two caches stand before the parser. The first knows exact texts, the second folds (`fingerprint`), which all texts
+share that differ only in literals and comments. What must be read in full goes through the lexer (`sql_tokens`) and is
+then dispatched by its first word: queries and data changes to `sql_query`, which proves reads twice, by tokens and by
+tree; SET to `sql_set`; SHOW and EXPLAIN to `sql_show`; the rest to `first_words`.
+
+The rule is that only a proven read is READ. Doubt of any kind is UNKNOWN, which goes to the primary.
+
+A cache has two generations of plain dictionaries: a hit in the young one costs a lookup, a hit in the old one moves the
+entry, and when the young one is full it becomes the old one. That keeps what is used and is bounded in entries and
+bytes, without bookkeeping on a hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from gateway.routing.fingerprint import DEFAULT_READING, Reading, fingerprint, folder
+from gateway.routing.first_words import classify_first_words, unproven
+from gateway.routing.operation import NO_HINT, Column, Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.sql_facts import scan
+from gateway.routing.sql_hints import parse_hint
+from gateway.routing.sql_query import CHANGE_WORDS, QUERY_WORDS, classify_query
+from gateway.routing.sql_set import classify_set
+from gateway.routing.sql_show import classify_explain, classify_show
+from gateway.routing.sql_tokens import EXECUTABLE_LIMIT, Lexed, Token, TokenKind, canonical, lex
+
+__all__ = ["DEFAULT_READING", "Classifier", "Reading", "fingerprint"]
+
+EXACT_ENTRIES: Final = 8_192
+"""Texts in the exact cache."""
+PLAN_ENTRIES: Final = 8_192
+"""Folds in the second cache; an application has hundreds of statements, sysbench 6, MediaWiki some thousand."""
+EXACT_TEXT_BYTES: Final = 1_024
+"""Longest text in the exact cache, bytes: longer ones seldom come twice."""
+FOLD_KEY_BYTES: Final = 8_192
+"""Longest fold in the second cache, bytes."""
+CACHE_BYTES: Final = 8 * 1024 * 1024
+"""Keys of one generation of one cache, bytes. The values are shared or small."""
+PARSE_BYTES: Final = 8_192
+"""Longest canonical text that is parsed while other sessions wait: 29 ms for 49 KB, so about 5 ms (measured)."""
+LEX_BYTES: Final = 16 * 1024
+"""Longest text that is split into tokens as it stands, bytes: 0.1 us per byte (measured), so about 1.5 ms."""
+HEAD_BYTES: Final = 1_024
+"""How much of a long text is looked at to know a data change and its table."""
+
+
+class Cache:
+    """A bounded map from text to operation with two generations."""
+
+    __slots__ = ("_bytes", "_limit", "_old", "_size", "young")
+
+    def __init__(self, entries: int, size: int) -> None:
+        self._limit = max(1, entries // 2)
+        self._size = size // 2
+        self._bytes = 0
+        self.young: dict[bytes, SqlOperation] = {}
+        self._old: dict[bytes, SqlOperation] = {}
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self._old)
+
+    def old(self, key: bytes) -> SqlOperation | None:
+        """The entry of the old generation, which it moves to the young one; None if there is none."""
+        operation = self._old.pop(key, None)
+        if operation is not None:
+            self.put(key, operation)
+        return operation
+
+    def put(self, key: bytes, operation: SqlOperation) -> None:
+        self._bytes += len(key)
+        if len(self.young) >= self._limit or self._bytes > self._size:
+            self._old = self.young
+            self.young = {}
+            self._bytes = len(key)
+        self.young[key] = operation
+
+    def clear(self) -> None:
+        self.young.clear()
+        self._old.clear()
+        self._bytes = 0
+
+
+class Statistics(NamedTuple):
+    """Counts since the start."""
+
+    folds: int  # texts that missed the exact cache
+    parses: int  # texts that missed both
+
+
+class Classifier:
+    """Classifies statements and remembers their classes. Not safe for several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        exact_entries: int = EXACT_ENTRIES,
+        plan_entries: int = PLAN_ENTRIES,
+        max_parse_bytes: int = PARSE_BYTES,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._exact_entries = exact_entries
+        self._plan_entries = plan_entries
+        self._max_parse_bytes = max_parse_bytes
+        self._cache_bytes = cache_bytes
+        self._caches: dict[Reading, tuple[Cache, Cache]] = {}
+        self._folds = 0
+        self._parses = 0
+        self._use(DEFAULT_READING)
+
+    def _use(self, reading: Reading) -> None:
+        """Make the caches of a reading the current ones. Few readings are in use at a time, mostly one."""
+        caches = self._caches.get(reading)
+        if caches is None:
+            if len(self._caches) >= 16:
+                self._caches.clear()
+            caches = Cache(self._exact_entries, self._cache_bytes), Cache(self._plan_entries, self._cache_bytes)
+            self._caches[reading] = caches
+        self._reading = reading
+        self._exact, self._plans = caches
+        self._fold = folder(reading.ansi_quotes, reading.no_backslash_escapes).fold
+
+    def clear(self) -> None:
+        """Forget everything, as after a change of the catalogue."""
+        for exact, plans in self._caches.values():
+            exact.clear()
+            plans.clear()
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._folds, self._parses)
+
+    def entries(self) -> int:
+        """Number of remembered texts and folds, over all readings."""
+        return sum(len(exact) + len(plans) for exact, plans in self._caches.values())
+
+    def classify(self, sql: bytes, reading: Reading = DEFAULT_READING) -> SqlOperation:
+        """What the statement (or statements) of one COM_QUERY is, under one reading. Raises nothing."""
+        if reading is not self._reading:
+            self._use(reading)
+        operation = self._exact.young.get(sql)
+        if operation is not None:
+            return operation
+        return self._classify(sql)
+
+    def _classify(self, sql: bytes) -> SqlOperation:
+        short = len(sql) <= EXACT_TEXT_BYTES
+        if short:
+            operation = self._exact.old(sql)
+            if operation is not None:
+                return operation
+        self._folds += 1
+        head = long_change_head(sql) if len(sql) > HEAD_BYTES else None
+        folded = self._fold(sql if head is None else head)
+        if folded is not None and len(folded) <= FOLD_KEY_BYTES:
+            plans = self._plans
+            operation = plans.young.get(folded) or plans.old(folded)
+            if operation is None:
+                self._parses += 1
+                operation, foldable = classify_text(sql if head is None else head, self._reading, self._max_parse_bytes)
+                if foldable:
+                    plans.put(folded, operation)
+        else:
+            self._parses += 1
+            operation, _ = classify_text(sql, self._reading, self._max_parse_bytes)
+        if short:
+            self._exact.put(sql, operation)
+        return operation
+
+
+def long_change_head(sql: bytes) -> bytes | None:
+    """The head of a long INSERT or REPLACE of plain rows, made a whole statement; None for anything else.
+
+    A 100-row INSERT takes 40 us to fold and its rows are nothing but literals. That they are is seen without reading
+    them: every parenthesis follows a comma, so nothing is called, and there is no @, semicolon or comment.
+    """
+    start = sql[:HEAD_BYTES]
+    if start[:6].upper() not in (b"INSERT", b"REPLAC"):
+        return None
+    values = start.upper().find(b"VALUES")
+    if values < 0 or b"'" in start[:values] or b'"' in start[:values]:
+        return None
+    first = sql.find(b"(", values)
+    if first < 0 or sql[values + 6 : first].strip():
+        return None
+    calls = sql.count(b"(", first + 1) - sql.count(b",(", first) - sql.count(b", (", first) - sql.count(b",\n(", first)
+    if calls or b"@" in sql or b";" in sql or b"/*" in sql or b"#" in sql or b"--" in sql or b"`" in sql[first:]:
+        return None
+    return start[:values] + b"VALUES (1)"
+
+
+def classify_text(sql: bytes, reading: Reading, parse_limit: int = PARSE_BYTES) -> tuple[SqlOperation, bool]:
+    """The class of a text, and whether it holds for every text with the same fold. No cache; raises nothing."""
+    if len(sql) > LEX_BYTES:
+        return _classify_long(sql, reading, parse_limit), True
+    lexed = lex(sql, reading)
+    if lexed.odd is not None:
+        return replace(_odd(lexed), hint=parse_hint(lexed.hints)), False
+    if lexed.executable:
+        operation = _classify_executable(sql, reading, lexed, parse_limit)
+        return replace(operation, hint=parse_hint(lexed.hints)), False
+    operation = _classify_statements(lexed, reading, parse_limit)
+    if lexed.hints:
+        operation = replace(operation, hint=parse_hint(lexed.hints))
+    operation = _only_primary(operation, reading)
+    foldable = operation.gateway is None and not (lexed.statements and lexed.statements[0][0].word == "SET")
+    return operation, foldable
+
+
+def _only_primary(operation: SqlOperation, reading: Reading) -> SqlOperation:
+    """The operation as it is where nothing may go to a replica, if the reading is of that sort."""
+    if not (reading.oracle_mode or reading.unsafe_charset):
+        return operation
+    if operation.kind is not Kind.READ or operation.needs_primary is not None:
+        return operation
+    why = "sql_mode ORACLE" if reading.oracle_mode else "a character set whose characters may end in a backslash"
+    return replace(operation, needs_primary=f"under {why} nothing is proven")
+
+
+def _odd(lexed: Lexed) -> SqlOperation:
+    tokens = lexed.statements[0] if lexed.statements else ()
+    return unproven(tokens, f"has {lexed.odd}")
+
+
+def _classify_long(sql: bytes, reading: Reading, parse_limit: int) -> SqlOperation:
+    """A text too long to be split into tokens: its fold is read instead, in which every literal is a placeholder."""
+    folded = folder(reading.ansi_quotes, reading.no_backslash_escapes).fold(sql)
+    if folded is None or len(folded) > LEX_BYTES:
+        return _classify_head(sql, reading)
+    text, _, hints = folded.partition(b"\0")
+    lexed = lex(text.replace(b"??..", b"?").replace(b"??", b"?"), reading)
+    if lexed.odd is not None or lexed.executable:
+        return _odd(lexed)
+    operation = _classify_statements(lexed, reading, parse_limit)
+    if operation.assignments or operation.gateway is not None:
+        return unproven(lexed.statements[0], f"has more than {LEX_BYTES // 1024} KiB")
+    if hints:
+        operation = replace(operation, hint=parse_hint(lex(hints, reading).hints))
+    return _only_primary(operation, reading)
+
+
+def _classify_head(sql: bytes, reading: Reading) -> SqlOperation:
+    """A text too long to be read at all: its first word, and nothing else is believed."""
+    statements = lex(sql[:HEAD_BYTES], reading).statements
+    tokens = statements[0] if statements else ()
+    operation = unproven(tokens, f"has more than {LEX_BYTES // 1024} KiB")
+    return replace(operation, kind=Kind.WRITE) if tokens and tokens[0].word in CHANGE_WORDS else operation
+
+
+def _classify_executable(sql: bytes, reading: Reading, first: Lexed, parse_limit: int) -> SqlOperation:
+    """A text with executable comments is what all its readings are, or unknown."""
+    operations: list[SqlOperation] = []
+    count = first.executable
+    include = 0
+    while include < 1 << count:
+        lexed = lex(sql, reading, include)
+        count = max(count, lexed.executable)
+        if lexed.odd is not None or count > EXECUTABLE_LIMIT:
+            return _odd(lexed._replace(odd=lexed.odd or f"more than {EXECUTABLE_LIMIT} executable comments"))
+        operations.append(_classify_statements(lexed, reading, parse_limit))
+        include += 1
+    fullest = operations[-1]
+    if all(operation.kind is Kind.READ for operation in operations):
+        needs = next((operation.needs_primary for operation in operations if operation.needs_primary), None)
+        return _only_primary(replace(_union(operations, fullest), needs_primary=needs), reading)
+    if all(operation.kind is Kind.WRITE and operation.pin is None for operation in operations) and (
+        len({operation.transaction for operation in operations}) == 1
+    ):
+        return _union(operations, fullest)
+    tokens = first.statements[0] if first.statements else ()
+    if not first.statements and fullest.kind is Kind.WRITE and fullest.pin is None:
+        return fullest  # all of it is in the comment, as in dumps: at worst nothing happens
+    return unproven(tokens, "has an executable comment that changes what it is")
+
+
+def _union(operations: Sequence[SqlOperation], base: SqlOperation) -> SqlOperation:
+    """The base with everything that any of the operations touches."""
+    return replace(
+        base,
+        reads=tuple(dict.fromkeys(table for operation in operations for table in operation.reads)),
+        writes=tuple(dict.fromkeys(table for operation in operations for table in operation.writes)),
+        columns=frozenset().union(*(operation.columns for operation in operations)),
+        functions=frozenset().union(*(operation.functions for operation in operations)),
+        user_variables=frozenset().union(*(operation.user_variables for operation in operations)),
+        last_connection=any(operation.last_connection for operation in operations),
+        without_where=any(operation.without_where for operation in operations),
+        tables_complete=all(operation.tables_complete for operation in operations),
+        found_rows=any(operation.found_rows for operation in operations),
+    )
+
+
+_ROUTINES: Final = frozenset(["PROCEDURE", "FUNCTION", "TRIGGER", "EVENT", "PACKAGE"])
+
+
+def _routine(statements: Sequence[tuple[Token, ...]]) -> SqlOperation | None:
+    """CREATE PROCEDURE and its kin, whose body has semicolons of its own; None if the text is something else."""
+    head = [token.word for token in statements[0][:24]]
+    if head[0] not in ("CREATE", "ALTER") or not _ROUTINES & set(head):
+        return None
+    operation = SqlOperation(
+        Kind.WRITE,
+        f"{head[0].lower()} {next(word for word in head if word in _ROUTINES).lower()}",
+        "changes the schema",
+        columns=frozenset([Column("*")]),
+        transaction=TransactionEffect.IMPLICIT_COMMIT,
+        tables_complete=False,
+    )
+    if len(statements) > 1:
+        # The parts after the first may be the body or further statements: only a body that is one block is clear.
+        words = [token.word for statement in statements for token in statement]
+        if words[-1] != "END" or words.count("BEGIN") != 1 or "BEGIN" not in [token.word for token in statements[0]]:
+            return replace(operation, pin=PinCause.UNPROVEN, multi=True)
+    return operation
+
+
+def _classify_statements(lexed: Lexed, reading: Reading, parse_limit: int) -> SqlOperation:
+    statements = lexed.statements
+    if not statements:
+        return SqlOperation(Kind.UNKNOWN, "", "is empty")
+    if len(statements) == 1:
+        return _classify_one(statements[0], reading, parse_limit)
+    routine = _routine(statements)
+    if routine is not None:
+        return routine
+    if statements[0][0].word == "BEGIN" and len(statements[0]) > 1 and statements[0][1].word == "NOT":
+        return unproven(statements[0], "is a compound statement")
+    return _several([_classify_one(tokens, reading, parse_limit) for tokens in statements])
+
+
+def _several(parts: Sequence[SqlOperation]) -> SqlOperation:
+    """Several statements in one text are a read only if each is; what sticks to the session makes all unproven."""
+    base = replace(
+        _union(parts, parts[0]), multi=True, statement="; ".join(dict.fromkeys(part.statement for part in parts))
+    )
+    if all(part.kind is Kind.READ for part in parts):
+        return replace(
+            base,
+            reason="several queries that only read",
+            needs_primary=next((part.needs_primary for part in parts if part.needs_primary), None),
+        )
+    effects = [part.transaction for part in parts if part.transaction is not TransactionEffect.NONE]
+    sticks = any(
+        part.pin or part.unpin or part.assignments or part.database or part.gateway or part.chain or part.release
+        for part in parts
+    )
+    plain = all(part.kind in (Kind.READ, Kind.WRITE) for part in parts)
+    return replace(
+        base,
+        kind=Kind.WRITE if plain and not sticks else Kind.UNKNOWN,
+        reason="several statements, not all of them reads",
+        transaction=effects[-1] if effects else TransactionEffect.NONE,
+        assignments=(),
+        database=None,
+        gateway=None,
+        pin=next((part.pin for part in parts if part.pin), PinCause.UNPROVEN if sticks else None),
+        unpin=None,
+        chain=False,
+        release=False,
+        needs_primary=None,
+        hint=NO_HINT,
+    )
+
+
+def _classify_one(tokens: Sequence[Token], reading: Reading, parse_limit: int) -> SqlOperation:
+    first = tokens[0].word
+    second = tokens[1].word if len(tokens) > 1 else ""
+    if tokens[0].kind not in (TokenKind.WORD, TokenKind.SIGN):
+        return unproven(tokens, "begins with no keyword")
+    if first in ("SHOW", "SET") and second == "GATEWAY":
+        words = " ".join(token.text for token in tokens[2:])
+        return SqlOperation(Kind.SESSION, f"{first.lower()} gateway", "is for the gateway itself", gateway=words)
+    if first in QUERY_WORDS or first in CHANGE_WORDS:
+        return classify_query(tokens, reading, parse_limit)
+    if first == "SET":
+        return _classify_set(tokens, reading)
+    if first == "SHOW":
+        return classify_show(tokens, reading)
+    if first in ("EXPLAIN", "DESCRIBE", "DESC") or (first == "ANALYZE" and _analyzes_statement(tokens)):
+        return classify_explain(tokens, lambda rest: classify_query(rest, reading, parse_limit))
+    return classify_first_words(tokens, reading)
+
+
+def _analyzes_statement(tokens: Sequence[Token]) -> bool:
+    """MariaDB's ANALYZE [FORMAT=JSON] statement, as opposed to ANALYZE TABLE."""
+    words = [token.word for token in tokens[1:5]] + [""] * 4
+    return words[0] == "FORMAT" or words[0] in CHANGE_WORDS or (words[0] in QUERY_WORDS and words[0] != "TABLE")
+
+
+def _classify_set(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
+    operation = classify_set(tokens)
+    facts = scan(tokens, reading)
+    operation = replace(operation, functions=frozenset(facts.functions), last_connection=facts.last_connection)
+    inner = (
+        facts.unknown or facts.writes or ("runs a query" if any(token.word == "SELECT" for token in tokens) else None)
+    )
+    if inner is not None and operation.kind is Kind.SESSION:
+        operation = replace(operation, kind=Kind.UNKNOWN, reason=f"{operation.reason}; {inner}", tables_complete=False)
+    return operation
+
+
+def describe(sql: bytes, reading: Reading = DEFAULT_READING) -> list[str]:
+    """The canonical text of each statement, as the parser gets it; for `explain` and tests."""
+    return [canonical(tokens) for tokens in lex(sql, reading).statements]

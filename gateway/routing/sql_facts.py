@@ -1,0 +1,175 @@
+"""What the tokens of a statement alone say: the functions that it calls, the variables and locks that it names.
+
+This is the first of two fences that a read must pass; the second is the syntax tree (`sql_proof`). It needs no grammar:
+in MySQL's syntax every call of a function is a name and a parenthesis, so a statement in which each such name is a
+built-in that only reads calls nothing else, whatever a parser makes of it. It also finds what pins in statements that
+do not parse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.routing import functions
+from gateway.routing.fingerprint import Reading
+from gateway.routing.functions import words
+from gateway.routing.operation import PinCause
+from gateway.routing.sql_tokens import Token, TokenKind
+
+NILADIC: Final = words(
+    """
+    CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP CURRENT_USER CURRENT_ROLE LOCALTIME LOCALTIMESTAMP UTC_DATE UTC_TIME
+    UTC_TIMESTAMP
+    """
+)
+
+LAST_VARIABLES: Final = frozenset(["identity", "last_insert_id", "warning_count", "error_count", "last_gtid"])
+"""System variables that speak of the statement before."""
+
+PRIMARY_VARIABLES: Final = {
+    "transaction_read_only": "the gateway sets it on replica connections itself",
+    "tx_read_only": "the gateway sets it on replica connections itself",
+    "pseudo_thread_id": "is the number of one connection",
+    "insert_id": "is the state of one connection",
+}
+
+
+_INSERT_WORDS: Final = frozenset(["INTO", "INSERT", "REPLACE", "IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED"])
+
+
+@dataclass(slots=True)
+class Facts:
+    """What was found; reasons are phrases that complete "it ..."."""
+
+    functions: set[str]
+    user_variables: set[str]
+    unknown: str | None = None  # why nothing can be proven
+    writes: str | None = None  # why it is a write
+    session: str | None = None  # why it changes the session
+    primary: str | None = None  # why only the primary can answer
+    pin: PinCause | None = None
+    unpin: PinCause | None = None
+    last_connection: bool = False
+    found_rows: bool = False
+
+
+def matching(tokens: Sequence[Token], start: int) -> int:
+    """Index of the parenthesis that closes the one at `start`, or the number of tokens."""
+    depth = 0
+    for index in range(start, len(tokens)):
+        word = tokens[index].word
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+            if depth == 0:
+                return index
+    return len(tokens)
+
+
+def _column_list(tokens: Sequence[Token], name: int, paren: int) -> bool:
+    """Whether the parenthesis after a name lists column names: of a CTE, a derived table or an INSERT."""
+    close = matching(tokens, paren)
+    for token in tokens[paren + 1 : close]:
+        if token.word not in (",", ".") and token.kind not in (TokenKind.WORD, TokenKind.NAME):
+            return False
+    after = [token.word for token in tokens[close + 1 : close + 3]]
+    if after == ["AS", "("]:
+        return True  # WITH name (columns) AS (
+    while name >= 2 and tokens[name - 1].word == ".":
+        name -= 2
+    before = tokens[name - 1].word if name else ""
+    if before == "AS" and name >= 2:
+        before = tokens[name - 2].word
+    return before == ")" or before in _INSERT_WORDS
+
+
+def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
+    """Everything that the tokens of one statement say about what it calls and names."""
+    facts = Facts(set(), set())
+    known = functions.read_functions(reading.mariadb, reading.version)
+    for index, token in enumerate(tokens):
+        kind, word = token.kind, token.word
+        if kind is TokenKind.USER_VARIABLE:
+            facts.user_variables.add(token.text)
+        elif kind is TokenKind.SYSTEM_VARIABLE:
+            name = token.text.rpartition(".")[2]
+            if name in LAST_VARIABLES:
+                facts.last_connection = True
+            elif name in PRIMARY_VARIABLES:
+                facts.primary = f"reads @@{name}, which {PRIMARY_VARIABLES[name]}"
+            elif name.startswith(("gtid_", "session_track_")):
+                facts.primary = f"reads @@{name}, which is the position or state of one server"
+        elif word == "(" and index:
+            _call(facts, tokens, index, known, reading)
+        elif kind is TokenKind.SIGN:
+            if word == ":=":
+                facts.session = "assigns a user variable (:=)"
+                facts.pin = PinCause.USER_VARIABLE
+        elif kind is TokenKind.WORD:
+            following = tokens[index + 1].word if index + 1 < len(tokens) else ""
+            if word == "SQL_CALC_FOUND_ROWS":
+                facts.found_rows = True
+            elif word in NILADIC:
+                facts.functions.add(word.lower())
+            elif word in ("NEXT", "PREVIOUS") and following == "VALUE" and _word(tokens, index + 2) == "FOR":
+                if word == "NEXT":
+                    facts.writes = "takes the next value of a sequence"
+                else:
+                    facts.primary = "asks the connection for its last sequence value"
+    return facts
+
+
+def _word(tokens: Sequence[Token], index: int) -> str:
+    return tokens[index].word if 0 <= index < len(tokens) else ""
+
+
+def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[str], reading: Reading) -> None:
+    callee = tokens[paren - 1]
+    if callee.kind not in (TokenKind.WORD, TokenKind.NAME):
+        return
+    name = callee.text.lower()
+    dotted = paren >= 2 and tokens[paren - 2].word == "."
+    plain = callee.kind is TokenKind.WORD and not dotted
+    if plain and callee.word in functions.PAREN_WORDS:
+        if name in known:
+            facts.functions.add(name)
+        return
+    if plain and name in functions.SPACE_SENSITIVE and tokens[paren].space and not reading.ignore_space:
+        facts.functions.add(name)
+        facts.unknown = f"calls {name} with a space before the parenthesis, which makes it a stored function"
+        facts.pin = PinCause.PROCEDURE
+        return
+    if plain and name in known:
+        facts.functions.add(name)
+        if name in functions.LAST_CONNECTION:
+            facts.last_connection = True
+            if name == "last_insert_id" and _word(tokens, paren + 1) != ")":
+                facts.session = "sets LAST_INSERT_ID() of its connection"
+                facts.pin = facts.pin or PinCause.SESSION_VARIABLE
+        elif name in functions.PRIMARY:
+            facts.primary = f"calls {name}(), which {functions.PRIMARY[name]}"
+        return
+    if plain and name in functions.NAMED_LOCK:
+        facts.functions.add(name)
+        facts.session = f"takes a named lock ({name})"
+        facts.pin = facts.pin or PinCause.NAMED_LOCK
+        return
+    if plain and name in functions.RELEASE_LOCK:
+        facts.functions.add(name)
+        facts.session = f"gives back named locks ({name})"
+        if name == "release_all_locks":
+            facts.unpin = PinCause.NAMED_LOCK
+        return
+    if plain and name in functions.SEQUENCE and reading.mariadb:
+        facts.functions.add(name)
+        facts.writes = f"moves a sequence ({name})"
+        return
+    if _column_list(tokens, paren - 1, paren):
+        return
+    shown = tokens[paren - 3].text + "." + callee.text if dotted and paren >= 3 else callee.text
+    facts.functions.add(shown.lower())
+    facts.unknown = f"calls {shown}(), which is no built-in that only reads"
+    facts.pin = PinCause.PROCEDURE
