@@ -41,7 +41,10 @@ def unserved(config: Config) -> list[str]:
 def warnings(config: Config) -> list[str]:
     """`file:line: ...` for what does not keep the gateway from running."""
     found = [config.document.problem(place, message) for place, message in _warnings(config)]
-    for secret in config.secrets():
+    secrets = config.secrets()
+    if config.gateway.token_key is not None:
+        secrets.append(config.gateway.token_key)  # not needed before there are tokens
+    for secret in secrets:
         try:
             secret.reveal()
         except ConfigError as error:

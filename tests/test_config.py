@@ -359,3 +359,19 @@ def test_redis_alone_is_not_served(tmp_path: Path) -> None:
     assert unserved(load(tmp_path, text)) == [
         f"{tmp_path}/gateway.toml:3: Redis is not served yet, and there is no other listener"
     ]
+
+
+VALUES = ["3", "-1", "true", '""', '"x"', "[]", "{}", "{a = 1}", "[[1]]", "1.5", "1979-05-27", '"1s"', "inf", "[{}]"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_any_value_anywhere_is_told_in_one_line_and_never_breaks_the_reader(tmp_path: Path, value: str) -> None:
+    lines = SMALL.splitlines()
+    for number, line in enumerate(lines):
+        key, equals, _ = line.partition(" = ")
+        changed = f"{key} = {value}" if equals else f"{line}\nextra = {value}"
+        file = write(tmp_path, "\n".join([*lines[:number], changed, *lines[number + 1 :]]))
+        config, found = read_config(file)
+        assert (config is None) == bool(found)
+        for problem in found:
+            assert re.match(r".*gateway\.toml:\d+: [^\n]+$", str(problem)), problem
