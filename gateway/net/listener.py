@@ -47,6 +47,8 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     An address that this machine does not have (`localhost` is often ::1 too, where IPv6 is switched off) is left out
     while another one is left. Raises ConfigError.
     """
+    if not 0 <= port <= 65_535:  # getaddrinfo keeps the lower 16 bits of it
+        raise ConfigError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
     sockets: list[socket.socket] = []
     left_out: OSError | None = None
     try:
@@ -60,7 +62,7 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
                 left_out = error
         if left_out is not None and not sockets:
             raise left_out
-    except (OSError, OverflowError, UnicodeError) as error:  # also a port above 65535, a host that is no name
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be a name
         for sock in sockets:
             sock.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
