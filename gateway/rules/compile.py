@@ -223,14 +223,26 @@ class SqlRules:
         return None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class KeyRules:
     """The key rules that are left for one kind of connection; false if none is."""
 
-    _rules: tuple[_KeyRule, ...]
+    __slots__ = ("_exact", "_prefixes", "_rules", "some_stay_local")
+
+    def __init__(self, rules: tuple[_KeyRule, ...]) -> None:
+        self._rules = rules
+        anything = any(rule.all_keys or rule.wild for rule in rules)
+        # Most keys concern no rule, and one startswith with all prefixes finds that out.
+        self._prefixes = (b"",) if anything else tuple(prefix for rule in rules for prefix in rule.prefixes)
+        self._exact = frozenset(key for rule in rules for key in rule.exact)
+        self.some_stay_local = any(rule.rule.replicate == "none" for rule in rules)
+        """Whether any of them keeps keys from being replicated."""
 
     def __bool__(self) -> bool:
         return bool(self._rules)
+
+    def concern(self, key: bytes) -> bool:
+        """False if no rule can match the key, whatever the request is."""
+        return key.startswith(self._prefixes) or key in self._exact
 
     def first(self, kind: Kind, key: bytes) -> Rule | None:
         """The rule that decides for one key of a request of that kind (READ or WRITE)."""
@@ -238,11 +250,6 @@ class KeyRules:
             if rule.fits(kind, key):
                 return rule.rule
         return None
-
-    @property
-    def some_stay_local(self) -> bool:
-        """Whether any of them keeps keys from being replicated."""
-        return any(rule.rule.replicate == "none" for rule in self._rules)
 
 
 class RuleSet:

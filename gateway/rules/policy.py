@@ -250,7 +250,7 @@ class KeyPolicies:
 
     def read(self, key: bytes) -> KeyPolicy:
         """Where a read of the key goes, if nothing is pending for it."""
-        if self._no_rules:
+        if self._no_rules or not self._rules.concern(key):
             return self._read
         rule = self._rules.first(Kind.READ, key)
         # A key whose writes are not replicated is read where it is written, whichever rule decides for reads.
@@ -264,7 +264,7 @@ class KeyPolicies:
 
     def write(self, key: bytes) -> KeyPolicy:
         """How a write of the key is replicated; it always goes to the primary."""
-        if not self._no_rules:
+        if not self._no_rules and self._rules.concern(key):
             rule = self._rules.first(Kind.WRITE, key)
             if rule is not None:
                 return self._by_rule(rule, Kind.WRITE, key.startswith(self._prefixes))

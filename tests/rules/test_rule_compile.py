@@ -153,6 +153,12 @@ def test_keys_match_by_prefix_whole_or_wildcard(
     assert rules.has_key_rules
     assert not rules.has_sql_rules
     assert [key for key in fitting + others if rules.key(Kind.READ, key, "", "", "")] == fitting
+    assert all(rules.key_rules("", "", "").concern(key) for key in fitting)
+
+
+def test_keys_that_concern_no_rule_are_known_at_once(tmp_path: Path) -> None:
+    rules = ruleset(tmp_path, "key = 'a:*'", "key = ['b', 'c:*']").key_rules("", "", "")
+    assert [rules.concern(key) for key in (b"a:1", b"b", b"c:", b"d", b"b1")] == [True, True, True, False, False]
 
 
 def test_a_key_rule_asks_for_kind_user_client_and_listener_too(tmp_path: Path) -> None:
