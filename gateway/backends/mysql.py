@@ -81,6 +81,7 @@ class MysqlConnection:
         "expires",
         "home",
         "last_session",
+        "leased",
         "member",
         "prelude",
         "selected",
@@ -110,6 +111,7 @@ class MysqlConnection:
         self.state: State | None = state_of(None, credentials.collation)
         self.taker: Taker | None = None
         self.prelude: Prelude | None = None
+        self.leased = False
         self.tainted = False
         self.warned = False  # the last reply left warnings to be shown
         self.last_session: Borrower | None = None

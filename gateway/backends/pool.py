@@ -12,7 +12,8 @@ opens, resets, takes over or waits, first come first served.
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
@@ -58,9 +59,8 @@ class MemberPool:
         self.taken_over = 0
         self._settings = settings
         self._clean: dict[Key, dict[State | None, list[MysqlConnection]]] = {}
-        self._idle: OrderedDict[MysqlConnection, None] = OrderedDict()  # all clean ones, longest unused first
-        self._bound: OrderedDict[MysqlConnection, None] = OrderedDict()  # likewise
-        self._leased: set[MysqlConnection] = set()
+        self._bound: dict[MysqlConnection, None] = {}  # the longest unused first
+        self._all: set[MysqlConnection] = set()
         self._waiting: deque[_Waiter] = deque()
         self._used: dict[Key, tuple[Credentials, float]] = {}
 
@@ -79,21 +79,15 @@ class MemberPool:
         if not connections:
             return None
         connection = connections.pop()
-        del self._idle[connection]
-        self._leased.add(connection)
+        connection.leased = True
         self.in_use += 1
         return connection
 
     def take_bound(self, connection: MysqlConnection, session: Borrower) -> bool:
         """Takes an idle connection back for the session that used it last; False if it is somebody else's by now."""
-        if connection.last_session is not session:
+        if connection.last_session is not session or connection.leased or connection.endpoint.closed:
             return False
-        if connection in self._bound:
-            del self._bound[connection]
-        elif connection in self._idle:
-            self._remove_clean(connection)
-        else:
-            return False
+        self._remove_idle(connection)
         self._lease(connection)
         return True
 
@@ -104,7 +98,7 @@ class MemberPool:
         for connections in self._clean.get(credentials.key, {}).values():
             for connection in connections:
                 if state.database is not None or connection.selected is None:
-                    self._remove_clean(connection)
+                    self._remove_idle(connection)
                     self._lease(connection)
                     return connection
         return None
@@ -136,8 +130,9 @@ class MemberPool:
                 return connection
             may_open = not self._waiting and self._reserve()
             if not may_open and not self._waiting:
-                if self._idle:  # of other credentials, or with a database that cannot be un-selected
-                    next(iter(self._idle)).close()
+                stranger = next(self._clean_ones(), None)
+                if stranger is not None:  # of other credentials, or with a database that cannot be un-selected
+                    stranger.close()
                     continue
                 connection = self._least_missed()
             if connection is None and not may_open:
@@ -200,6 +195,7 @@ class MemberPool:
             raise
         spread = self._settings.max_lifetime * LIFETIME_SPREAD
         connection.expires = trio.current_time() + self._settings.max_lifetime - random.random() * spread
+        self._all.add(connection)
         self._lease(connection)
         return connection
 
@@ -243,12 +239,19 @@ class MemberPool:
             waiter.woken.set()
             self._lane.woke = True
             return
-        self._leased.discard(connection)
+        connection.leased = False
         self.in_use -= 1
         if connection.tainted:
             self._bound[connection] = None
+            return
+        states = self._clean.get(connection.credentials.key)
+        if states is None:
+            states = self._clean[connection.credentials.key] = {}
+        connections = states.get(connection.state)
+        if connections is None:
+            states[connection.state] = [connection]
         else:
-            self._add_clean(connection)
+            connections.append(connection)
 
     async def recycle(self, connection: MysqlConnection) -> None:
         """Gives back what a session leaves for good: reset at once, since locks and transactions may be open on it."""
@@ -269,17 +272,15 @@ class MemberPool:
 
     def forget(self, connection: MysqlConnection) -> None:
         """A connection was closed: its place is free."""
-        if connection in self._leased:
-            self._leased.discard(connection)
-            self.in_use -= 1
-        elif connection in self._bound:
-            del self._bound[connection]
-            if connection.last_session is not None:
-                connection.last_session.losing(connection, None)
-        elif connection in self._idle:
-            self._remove_clean(connection)
-        else:
+        if connection not in self._all:
             return
+        self._all.discard(connection)
+        if connection.leased:
+            self.in_use -= 1
+        else:
+            self._remove_idle(connection)
+            if connection.tainted and connection.last_session is not None:
+                connection.last_session.losing(connection, None)
         self._release_place()
 
     def _release_place(self) -> None:
@@ -291,37 +292,41 @@ class MemberPool:
             self._lane.woke = True
 
     def _lease(self, connection: MysqlConnection) -> None:
-        self._leased.add(connection)
+        connection.leased = True
         self.in_use += 1
 
-    def _add_clean(self, connection: MysqlConnection) -> None:
-        self._clean.setdefault(connection.credentials.key, {}).setdefault(connection.state, []).append(connection)
-        self._idle[connection] = None
-
-    def _remove_clean(self, connection: MysqlConnection) -> None:
+    def _remove_idle(self, connection: MysqlConnection) -> None:
+        if connection in self._bound:
+            del self._bound[connection]
+            return
         states = self._clean[connection.credentials.key]
         connections = states[connection.state]
         connections.remove(connection)
         if not connections:
             del states[connection.state]
-        del self._idle[connection]
+
+    def _clean_ones(self) -> Iterator[MysqlConnection]:
+        """Every clean connection, those longest unused first within their state."""
+        for states in self._clean.values():
+            for connections in states.values():
+                yield from connections
 
     # -- keeping
 
     def close_idle(self) -> None:
         """Closes what nobody holds: the member is gone, or its role has changed and with it the arming."""
-        for connection in [*self._idle, *self._bound]:
+        for connection in [*self._clean_ones(), *self._bound]:
             connection.close()
 
     def close_all(self) -> None:
         """Closes every connection; sessions that hold one are told that it was lost."""
-        for connection in [*self._idle, *self._bound, *self._leased]:
+        for connection in list(self._all):
             connection.lost(ConnectionAbortedError("the gateway gave the connection up"))
 
     async def maintain(self) -> None:
         """Replaces what has grown old, and keeps `min_idle` connections ready for credentials in use."""
         now = trio.current_time()
-        for connection in [one for one in self._idle if one.expires <= now]:
+        for connection in [one for one in self._clean_ones() if one.expires <= now]:
             connection.close()
         for states in self._clean.values():
             for state in [state for state, connections in states.items() if not connections]:

@@ -114,6 +114,7 @@ class MysqlService:
         self._ids = itertools.count(1)
         self._proved: dict[tuple[str, str | None], float] = {}
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
+        self._distinct: dict[Reading, Reading] = {}
         self._primary_reads = trio.CapacityLimiter(topology.config.primary_reads.max_in_flight)
         self.rules_version = 0
         self.use_rules(rules)
@@ -274,6 +275,8 @@ class MysqlService:
         )
         if len(self._readings) > 4096:
             self._readings.clear()
+        # One object per value: the classifier tells readings apart by identity first.
+        reading = self._distinct.setdefault(reading, reading)
         self._readings[key] = reading
         return reading
 
