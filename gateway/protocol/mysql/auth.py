@@ -55,10 +55,12 @@ _ANSWERS = {
 
 def answer(plugin: str, password: bytes, nonce: bytes) -> bytes:
     """Return what a client sends for `password` under `plugin` (b"" for an empty one). Raises PluginError."""
+    if not password:
+        return b""
     function = _ANSWERS.get(plugin)
     if function is None:
         raise PluginError(
-            f"the account uses the authentication plugin {plugin!r}, which the gateway does not speak: "
+            f"the account uses the authentication plugin {plugin!r}, which the gateway does not answer: "
             f"use {CACHING_SHA2_PASSWORD} or {NATIVE_PASSWORD}"
         )
     return function(password, nonce[:NONCE_LENGTH])

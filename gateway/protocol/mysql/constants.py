@@ -188,4 +188,5 @@ MAX_PAYLOAD: Final = 0xFFFFFF
 
 NATIVE_PASSWORD: Final = "mysql_native_password"
 CACHING_SHA2_PASSWORD: Final = "caching_sha2_password"
+SHA256_PASSWORD: Final = "sha256_password"
 ED25519: Final = "client_ed25519"

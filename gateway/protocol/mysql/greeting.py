@@ -231,3 +231,4 @@ AUTH_MORE_DATA = b"\x01"  # first byte of AuthMoreData
 FAST_AUTH_OK = b"\x01\x03"  # AuthMoreData of caching_sha2_password: proved, OK follows
 FULL_AUTH = b"\x01\x04"  # AuthMoreData of caching_sha2_password: send the password itself, protected
 PUBLIC_KEY_REQUEST = b"\x02"  # what a caching_sha2_password client asks with
+SHA256_PUBLIC_KEY_REQUEST = b"\x01"  # what a sha256_password client asks with

@@ -28,6 +28,7 @@ from gateway.protocol.mysql.constants import (
     CACHING_SHA2_PASSWORD,
     MAX_PAYLOAD,
     NATIVE_PASSWORD,
+    SHA256_PASSWORD,
     Capability,
     Collation,
     ErrorCode,
@@ -39,6 +40,7 @@ from gateway.protocol.mysql.greeting import (
     FAST_AUTH_OK,
     FULL_AUTH,
     PUBLIC_KEY_REQUEST,
+    SHA256_PUBLIC_KEY_REQUEST,
     AuthSwitchRequest,
     Greeting,
     HandshakeResponse,
@@ -204,20 +206,29 @@ class ServerHandshake:
             return self._deny_protocol()
         if not response.capabilities & _PLUGIN_AUTH:
             self._plugin = NATIVE_PASSWORD  # the only plugin that such a client can mean
-        elif response.plugin in PLUGINS:
+        elif response.plugin not in PLUGINS:
+            return self._switch()
+        elif response.plugin != self._plugin:
+            # It has not the plugin that the greeting names: MySQL 9's clients have no mysql_native_password, and send
+            # an empty answer then, since they take the greeting's nonce to be of no use to their own plugin.
             self._plugin = response.plugin
-        else:
-            self._nonce = auth.new_nonce()
-            self._wait = _Wait.SWITCHED
-            return self._send(AuthSwitchRequest(self._plugin, self._nonce).encode())
+            if not response.answer or not self._proves(response.answer):
+                return self._switch()
         return self._on_answer(response.answer)
+
+    def _switch(self) -> list[ServerEvent]:
+        self._nonce = auth.new_nonce()
+        self._wait = _Wait.SWITCHED
+        return self._send(AuthSwitchRequest(self._plugin, self._nonce).encode())
+
+    def _proves(self, answered: bytes) -> bool:
+        return auth.verify(self._plugin, self._password_of(self._user), self._nonce, answered)
 
     def _on_answer(self, answered: bytes) -> list[ServerEvent]:
         """The client's answer to the nonce under the plugin now agreed on."""
-        password = self._password_of(self._user)
         if answered == b"\0":  # how libmysqlclient says that there is no password
             answered = b""
-        if auth.verify(self._plugin, password, self._nonce, answered):
+        if self._proves(answered):
             return self._accept(fast=self._plugin == CACHING_SHA2_PASSWORD and answered != b"")
         if self._plugin == CACHING_SHA2_PASSWORD and answered and len(answered) != _HASH_LENGTH:
             self._wait = _Wait.FULL  # it is no answer to a nonce at all: made for another plugin, say
@@ -375,6 +386,10 @@ class ClientHandshake:
             switch = AuthSwitchRequest.parse(payload)
             self._plugin = switch.plugin
             self._nonce = switch.nonce
+            if switch.plugin == SHA256_PASSWORD and self._password:
+                # MySQL 8 and later ask it even of users that do not exist, so as not to betray that.
+                self._wait = _Wait.KEY
+                return self._send(SHA256_PUBLIC_KEY_REQUEST)
             return self._send(self._answer())
         if payload == FAST_AUTH_OK and self._plugin == CACHING_SHA2_PASSWORD:
             return []

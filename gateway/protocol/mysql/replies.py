@@ -321,6 +321,8 @@ class ReplyTracker:
             self.done = True
             self.leftover = data[at:]
         elif at < size:
+            if size - at == 4 and data[at : at + 3] == b"\0\0\0" and not self._continued:
+                raise PacketError("empty packet in a reply")
             # From five bytes on it is a packet of control, of which every byte is needed.
             self._need = 5 if size - at < 5 else 4 + (_HEAD(data, at)[0] & 0xFFFFFF)
             self._held += data[at:]
@@ -390,7 +392,7 @@ class ReplyTracker:
         if phase == _COLUMNS and not status & _CURSOR:
             self._phase = _ROWS
         else:
-            self._finish_result(status)
+            self._finish_result(status & ~STATE_CHANGED)
         # An EOF has no room for state: with the flag set, a client would look for some behind it.
         return payload[:3] + (status & ~STATE_CHANGED).to_bytes(2, "little") if status & STATE_CHANGED else None
 
