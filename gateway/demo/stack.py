@@ -98,11 +98,6 @@ class Process:
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def cpu_seconds(self) -> float:
-        """User and system time of all its threads, and of its children that ended, so far; see proc(5), stat."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
     def release(self) -> None:
         """Gives the descriptor back; the process must have ended."""
         if self._pidfd >= 0:
