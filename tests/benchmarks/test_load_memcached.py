@@ -66,8 +66,8 @@ def test_it_drives_a_server_and_reports_rates_and_percentiles(memcached_servers:
 
 
 def test_a_server_that_forgets_is_an_error(memcached_servers: list[MemcachedServer]) -> None:
-    # an item memory of 1 MiB holds a part of the 10,000 keys, so that some gets miss
-    small = MemcachedServer(memcached_servers[0].stack, options=["-m", "1", "-I", "100k"])
+    # 2 MiB for items of 1,000 bytes at least hold a part of the 10,000 keys, so that some gets miss
+    small = MemcachedServer(memcached_servers[0].stack, options=["-m", "2", "-n", "1000"])
     small.start()
     done = run_load(small)
     assert done.returncode == 1
