@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -17,6 +17,7 @@ from gateway.protocol.mysql.ok_packet import (
     ServerError,
     SessionChanges,
     encode_ok,
+    only_position,
     parse_ok,
     read_state,
 )
@@ -345,10 +346,46 @@ def test_entries_of_an_unknown_type_stay() -> None:
 def test_an_ok_packet_is_read_back(affected_rows: int, insert_id: int, status: int, warnings: int) -> None:
     ok = OkPacket(affected_rows, insert_id, status, warnings, b"info", SCHEMA)
     read = parse_ok(encode_ok(0, ok))
-    assert read == replace(ok, status=status | Status.SESSION_STATE_CHANGED)
-    outcome = track([packet(1, encode_ok(0, replace(ok, state=b"", status=status & ~MORE)))], NEW)
+    assert read == ok._replace(status=status | Status.SESSION_STATE_CHANGED)
+    outcome = track([packet(1, encode_ok(0, ok._replace(state=b"", status=status & ~MORE)))], NEW)
     assert (outcome.affected_rows, outcome.insert_id) == (affected_rows, insert_id)
     assert (outcome.status, outcome.warnings) == (status & ~MORE, warnings)
+
+
+numbers = st.integers(0, 2**64 - 1) | st.integers(0, 300)
+
+
+@given(numbers, numbers, st.binary(max_size=300), st.binary(min_size=1, max_size=300), st.sampled_from([0x00, 0xFE]))
+def test_an_ok_packet_with_state_of_any_length_is_read_back(
+    affected_rows: int, insert_id: int, info: bytes, gtids: bytes, header: int
+) -> None:
+    plain = OkPacket(affected_rows, insert_id, 2, 5, info)
+    entry = b"\x03" + lenenc_bytes(b"\0" + lenenc_bytes(gtids))
+    ok = plain._replace(state=entry)
+    assert parse_ok(encode_ok(header, ok)) == ok._replace(status=2 | Status.SESSION_STATE_CHANGED)
+    before = packet(1, b"\x01") + definitions(2, 1, NEW) if header else b""
+    outcome = track([before + packet(9 if header else 1, encode_ok(header, ok))], NEW)
+    assert outcome.forwarded == before + packet(9 if header else 1, encode_ok(header, plain))
+    assert outcome.changes == SessionChanges(gtids=gtids.decode("utf-8", "surrogateescape"))
+
+
+@given(
+    st.sampled_from([GTIDS, LAST_GTID, AUTOCOMMIT, SCHEMA, TRANSACTION]),
+    st.lists(st.sampled_from([GTIDS, LAST_GTID, AUTOCOMMIT, SCHEMA]), max_size=2),
+    st.integers(0, 40),
+    st.integers(0, 255),
+)
+def test_the_short_cut_for_positions_says_what_the_whole_way_says(
+    first: bytes, more: list[bytes], at: int, byte: int
+) -> None:
+    state = bytearray(first + b"".join(more))
+    if byte:
+        state[at % len(state)] = byte
+    short = only_position(bytes(state))
+    if short is not None:
+        assert (short, b"") == read_state(bytes(state), keep_positions=False)
+    elif not byte:
+        assert more or first not in (GTIDS, LAST_GTID)
 
 
 def test_the_same_question_again_is_recognised_by_its_metadata_only_where_it_is_the_same() -> None:
