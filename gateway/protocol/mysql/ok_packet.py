@@ -9,8 +9,8 @@ The info string is length-encoded whether or not SESSION_TRACK is agreed on, wha
 9.7 and MariaDB 10.11), so leaving the state away needs nothing but the flag cleared.
 
 With trackers armed every write carries state, and with session_track_gtids=ALL_GTIDS every read does: hence the short
-cut for what nearly always is in it, one GTID entry, and tuples instead of frozen dataclasses, whose making costs four
-times as much.
+cut for what nearly always is in it, one GTID entry, and tuples instead of frozen dataclasses, which cost
+nearly three times as much to make.
 """
 
 from __future__ import annotations
