@@ -103,11 +103,11 @@ def install(packages: tuple[str, ...]) -> None:
     if not missing:
         say(f"Debian packages: all {len(packages)} are here")
         return
-    say(f"installing the Debian packages {' '.join(missing)}; no service is started")
     try:
         command = [*as_root(), "sh", "-ec", INSTALL, "install", *missing]
     except SetUpError as error:
         raise SetUpError(f"{error}: install with `apt-get install {' '.join(missing)}`") from error
+    say(f"installing the Debian packages {' '.join(missing)}; no service of theirs is started now")
     if subprocess.run(command, check=False).returncode != 0:
         raise SetUpError(f"apt-get could not install {' '.join(missing)}: see above")
 
