@@ -38,6 +38,8 @@ EXACT_TEXT_BYTES: Final = 1_024
 """Longest text in the exact cache, bytes: longer ones seldom come twice."""
 FOLD_KEY_BYTES: Final = 8_192
 """Longest fold in the second cache, bytes."""
+LEARNED_ENTRIES: Final = 1_024
+"""Folds that a replica refused as a write."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Keys of one generation of one cache, bytes. The values are shared or small."""
 PARSE_BYTES: Final = 8_192
@@ -107,6 +109,7 @@ class Classifier:
         self._max_parse_bytes = max_parse_bytes
         self._cache_bytes = cache_bytes
         self._caches: dict[Reading, tuple[Cache, Cache]] = {}
+        self._learned: dict[tuple[Reading, bytes], SqlOperation] = {}
         self._folds = 0
         self._parses = 0
         self._use(DEFAULT_READING)
@@ -145,6 +148,19 @@ class Classifier:
             return operation
         return self._classify(sql)
 
+    def learn_write(self, sql: bytes, reading: Reading) -> None:
+        """A server refused as a write what was proven to be a read: nothing with its fold is a read from now on."""
+        operation = self.classify(sql, reading)
+        folded = self._fold(sql)
+        if operation.kind is not Kind.READ or folded is None:
+            return
+        if len(self._learned) >= LEARNED_ENTRIES:
+            self._learned.clear()  # a fence that is hit this often is the server's; learning again costs one retry
+        self._learned[reading, folded] = replace(
+            operation, kind=Kind.UNKNOWN, reason="a replica refused it as a write before"
+        )
+        self.clear()
+
     def _classify(self, sql: bytes) -> SqlOperation:
         short = len(sql) <= EXACT_TEXT_BYTES
         if short:
@@ -157,6 +173,8 @@ class Classifier:
         if folded is not None and len(folded) <= FOLD_KEY_BYTES:
             plans = self._plans
             operation = plans.young.get(folded) or plans.old(folded)
+            if operation is None and self._learned:
+                operation = self._learned.get((self._reading, folded))
             if operation is None:
                 self._parses += 1
                 operation, foldable = classify_text(sql if head is None else head, self._reading, self._max_parse_bytes)

@@ -35,7 +35,7 @@ _ADVICE: Final = {
 def answer_gateway_statement(session: MysqlSession, words: str) -> bytes:
     """The reply to SHOW GATEWAY `words`. Raises Refused for what is not known."""
     columns, rows = _table(session, " ".join(words.lower().split()))
-    return answers.resultset(columns, rows, capabilities=session.capabilities, status=session.status)
+    return answers.resultset(columns, rows, capabilities=session.capabilities, status=session.kept.status)
 
 
 def _table(session: MysqlSession, words: str) -> tuple[Sequence[str], Sequence[Sequence[Value]]]:
@@ -49,7 +49,7 @@ def _table(session: MysqlSession, words: str) -> tuple[Sequence[str], Sequence[S
         now = trio.current_time()
         return ("cause", "statement", "since_seconds", "avoid"), [
             (pin.cause.value, pin.statement, f"{now - pin.since:.1f}", _ADVICE[pin.cause.name])
-            for pin in session.pins.values()
+            for pin in session.kept.pins.values()
         ]
     raise Refused(
         "gateway: SHOW GATEWAY knows STATUS, MEMBERS, LAST ROUTE and PINS in this version",
@@ -93,5 +93,5 @@ def _last_route(session: MysqlSession) -> tuple[Sequence[str], Sequence[Sequence
         ("consistency", policy.consistency.value),
         ("reason", session.reason),
         ("token", str(session.freshness.token or "")),
-        ("pins", ", ".join(pin.value for pin in session.pins) or None),
+        ("pins", ", ".join(pin.value for pin in session.kept.pins) or None),
     ]

@@ -333,7 +333,7 @@ class MysqlService:
             "primary": self.topology.primary,
             "sessions": len(self.sessions),
             "in_transaction_or_pinned": sum(session.held is not None for session in self.sessions),
-            "pinned": sum(bool(session.pins) for session in self.sessions),
+            "pinned": sum(bool(session.kept.pins) for session in self.sessions),
             "refused_commands": self.refusals,
             "denied_log_ins": self.denied,
             "retried_reads": self.retried,

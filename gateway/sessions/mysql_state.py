@@ -1,0 +1,200 @@
+"""What a MySQL session keeps between commands: state that follows it, pins, and which connection knows its residue.
+
+State that has a value (database, character set, literals of SET) follows the session to any connection. What has none
+*pins* the session to its connection. *Residue* is what a statement leaves behind on the connection that ran it: an
+insert id, warnings, row counts; it is asked for there, or remembered when that connection goes to somebody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from gateway.backends.mysql import MysqlConnection
+from gateway.backends.mysql_state import State, state_of
+from gateway.protocol.mysql.commands import argument_of, database_of
+from gateway.protocol.mysql.constants import Command, Status
+from gateway.protocol.mysql.handshake import LoggedIn
+from gateway.protocol.mysql.ok_packet import SessionChanges
+from gateway.routing.operation import Kind, PinCause, SqlOperation
+
+if TYPE_CHECKING:
+    from gateway.sessions.mysql_service import MysqlService
+
+IN_TRANSACTION: Final = int(Status.IN_TRANS | Status.IN_TRANS_READONLY)
+AUTOCOMMIT: Final = int(Status.AUTOCOMMIT)
+_NO_BACKSLASH_ESCAPES: Final = int(Status.NO_BACKSLASH_ESCAPES)
+_DB_DROPPED: Final = int(Status.DB_DROPPED)
+_PINNED_TEXT_BYTES: Final = 200  # of a statement, as SHOW GATEWAY PINS prints it
+
+PREPARED_COMMANDS: Final = frozenset(
+    {
+        Command.STMT_PREPARE,
+        Command.STMT_EXECUTE,
+        Command.STMT_SEND_LONG_DATA,
+        Command.STMT_CLOSE,
+        Command.STMT_RESET,
+        Command.STMT_FETCH,
+    }
+)
+WITHOUT_REPLY: Final = frozenset({Command.STMT_SEND_LONG_DATA, Command.STMT_CLOSE})
+WITHOUT_STATUS: Final = WITHOUT_REPLY | {Command.STMT_PREPARE, Command.STATISTICS}  # replies that end without flags
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why a session keeps its connection, which statement caused it, and since when (Trio's clock, seconds)."""
+
+    cause: PinCause
+    statement: str
+    since: float
+
+
+def _command(statement: str, reason: str) -> SqlOperation:
+    return SqlOperation(Kind.UNKNOWN, statement, reason)
+
+
+_STATEMENT_COMMAND: Final = SqlOperation(
+    Kind.UNKNOWN,
+    "prepared statement",
+    "prepared statements run on the session's own connection to the primary",
+    pin=PinCause.PREPARED_STATEMENT,
+)
+_OTHER_COMMANDS: Final = {
+    int(Command.FIELD_LIST): _command("field list", "COM_FIELD_LIST is answered by the primary"),
+    int(Command.STATISTICS): _command("statistics", "COM_STATISTICS is answered by the primary"),
+}
+
+
+@lru_cache(maxsize=1024)
+def _use(database: str) -> SqlOperation:
+    return SqlOperation(Kind.SESSION, "use", "selects a database", database=database)
+
+
+def operation_of_command(raw: bytes) -> SqlOperation | None:
+    """What a command other than COM_QUERY is; None for one that is not served."""
+    command = raw[4]
+    if command == Command.INIT_DB:
+        return _use(database_of(raw))
+    if command in PREPARED_COMMANDS:
+        return _STATEMENT_COMMAND
+    return _OTHER_COMMANDS.get(command)
+
+
+class SessionState:
+    """What follows one session: `state` by value, `status` flags of its last reply, `pins`, `reading` of its texts."""
+
+    __slots__ = (
+        "_capabilities",
+        "_initial",
+        "_service",
+        "pins",
+        "reading",
+        "state",
+        "statements",
+        "status",
+    )
+
+    def __init__(self, service: MysqlService, login: LoggedIn) -> None:
+        self._service = service
+        self._capabilities = login.capabilities
+        self.state = self._initial = state_of(login.database, login.collation)
+        self.reading = service.reading(self.state, 0, login.capabilities)
+        self.status = AUTOCOMMIT
+        self.pins: dict[PinCause, Pin] = {}
+        self.statements = 0  # prepared and not closed
+
+    def reset(self) -> None:
+        """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
+        self.pins.clear()
+        self.statements = 0
+        self.state = state_of(self.state.database, self._initial.collation)
+        self.reading = self._service.reading(self.state, 0, self._capabilities)
+        self.status = AUTOCOMMIT
+
+    def stays_at_primary(self) -> str | None:
+        """Why the session itself keeps even proven reads at the primary, in words."""
+        if not self.status & AUTOCOMMIT:
+            return "autocommit is off: every statement belongs to a transaction"
+        if self.state.assignments and _is_serializable(self.state):
+            return "isolation level SERIALIZABLE: reads take locks"
+        return None
+
+    def follow(
+        self, connection: MysqlConnection, raw: bytes, operation: SqlOperation, changes: SessionChanges | None
+    ) -> None:
+        """After success: what the statement did to the session. `status` is that of its reply already."""
+        state = self.state
+        if operation.database is not None:
+            state = state.with_database(operation.database)
+        if operation.assignments:
+            state = state.with_assignments(operation.assignments)
+        if changes is not None and changes.database and changes.database != state.database:
+            state = state.with_database(changes.database)  # a USE within something that is not followed otherwise
+        if self.status & _DB_DROPPED and connection.selected == state.database:
+            state = state_of(None, state.collation, state.assignments)
+            connection.state = None
+        if state is not self.state:
+            self.state = state
+            self.reading = self._service.reading(state, self.status, self._capabilities)
+            if connection.state is not None:
+                connection.brought_to(state)
+        elif bool(self.status & _NO_BACKSLASH_ESCAPES) != self.reading.no_backslash_escapes:
+            self.reading = self._service.reading(state, self.status, self._capabilities)
+        if operation.pin is not None:
+            self.pin(raw, operation)
+        if operation.unpin is not None:
+            self.pins.pop(operation.unpin, None)
+        if operation is _STATEMENT_COMMAND:
+            self._count_statements(raw[4])
+
+    def pin(self, raw: bytes, operation: SqlOperation) -> None:
+        cause = operation.pin
+        if cause is not None and cause not in self.pins:
+            text = argument_of(raw)[:_PINNED_TEXT_BYTES].decode("utf-8", "replace")
+            statement = text if raw[4] == Command.QUERY else operation.statement
+            self.pins[cause] = Pin(cause, statement, self._service.lane.now)
+
+    def _count_statements(self, command: int) -> None:
+        if command == Command.STMT_PREPARE:
+            self.statements += 1
+        elif command == Command.STMT_CLOSE:
+            self.statements = max(0, self.statements - 1)
+        if not self.statements:
+            self.pins.pop(PinCause.PREPARED_STATEMENT, None)
+
+
+def _is_serializable(state: State) -> bool:
+    value = state.value_of("transaction_isolation") or state.value_of("tx_isolation")
+    return value is not None and "SERIALIZABLE" in value.upper()
+
+
+class Residue:
+    """Where one session's residue is.
+
+    `last` served the statement before, and `warned` says that it left warnings or an error; `writer` served the last
+    write, so that LAST_INSERT_ID() lives there. Both may have been lent to another session since.
+    """
+
+    __slots__ = ("insert_id", "insert_id_lost", "last", "warned", "writer")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """There is nothing to ask for."""
+        self.last: MysqlConnection | None = None
+        self.writer: MysqlConnection | None = None
+        self.warned = False
+        self.insert_id: int | None = None  # LAST_INSERT_ID(), where `writer` went to somebody else
+        self.insert_id_lost = False  # it went away without anybody asking
+
+    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
+        """A connection goes to somebody else; see backends.mysql.Borrower."""
+        if connection is self.writer:
+            self.writer = None
+            self.insert_id = insert_id or None
+            self.insert_id_lost = insert_id is None
+        if connection is self.last:
+            self.last = None

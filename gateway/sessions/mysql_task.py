@@ -1,0 +1,325 @@
+"""The awaiting side of a MySQL session: serves the commands that could not be served within a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.backends.mysql import MysqlConnection
+from gateway.backends.mysql_state import assignments_sql
+from gateway.errors import BackendRefused, OutcomeUnknown, Refused, Unavailable
+from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.commands import argument_of, query
+from gateway.protocol.mysql.constants import Command, ErrorCode
+from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
+from gateway.routing.route import Policy, Target
+from gateway.sessions.mysql_gateway import answer_gateway_statement
+from gateway.sessions.mysql_state import PREPARED_COMMANDS, WITHOUT_REPLY, operation_of_command
+from gateway.topology.mysql import SqlMember
+
+if TYPE_CHECKING:
+    from gateway.sessions.mysql import MysqlSession
+
+# The second fence: what a replica answers to a write.
+REFUSED_AS_WRITE: Final = frozenset((ErrorCode.READ_ONLY, ErrorCode.READ_ONLY_TRANSACTION, ErrorCode.READ_ONLY_MODE))
+ATTEMPTS: Final = 3  # of a proven read, each at another member, the primary being the last
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A command for the session's task. After a failure, `error` is what happened on the way and `member` where.
+
+    `held`: the connection that failed was held, so that a transaction or pinned state went with it.
+    """
+
+    raw: bytes
+    error: Exception | None = None
+    member: str | None = None
+    held: bool = False
+
+
+class CommandTask:
+    """Serves declined commands one after the other. What is refused is told to the client, and the session goes on."""
+
+    def __init__(self, session: MysqlSession) -> None:
+        self.session = session
+        self._attempts = 0  # of the command at hand
+
+    async def handle(self, declined: Declined) -> None:
+        """Serves a command with whatever waiting it takes."""
+        try:
+            await self._handle(declined)
+        except Refused as error:
+            self._refuse(error, error.code, error.sqlstate)
+        except BackendRefused as error:
+            self._refuse(error, error.code or ErrorCode.UNKNOWN_ERROR, error.sqlstate)
+
+    def _refuse(self, error: Exception, code: int, sqlstate: str) -> None:
+        self.session.service.refusals += 1
+        self.session.endpoint.write(answers.err(1, code, str(error), sqlstate))
+
+    async def _handle(self, declined: Declined) -> None:
+        service, raw = self.session.service, declined.raw
+        command = raw[4]
+        if command in WITHOUT_REPLY and self.session.held is None:
+            return  # closes what is gone already; whatever is answered would be taken for another command's reply
+        if self.session.rules_version != service.rules_version:
+            self.session.policies = service.policies_for(self.session.user, service.client_of(self.session.endpoint))
+            self.session.rules_version = service.rules_version
+        if command == Command.QUIT:
+            self.session.requests.end()
+            return
+        if self.session.state_lost is not None:
+            lost, self.session.state_lost = self.session.state_lost, None
+            if self.session.kept.pins:
+                self.session.end_with(ErrorCode.UNKNOWN_ERROR, lost)
+                return
+            raise Refused(lost)
+        if command == Command.PING:
+            self.session.endpoint.write(answers.ok(1, status=self.session.kept.status))
+            return
+        if command == Command.RESET_CONNECTION:
+            self._reset()
+            return
+        operation = self._operation(raw)
+        policy = self.session.policies.policy(operation, self.session.kept.state.database)
+        if policy.block is not None:
+            self.session.operation, self.session.policy, self.session.member, self.session.reason = (
+                operation,
+                policy,
+                None,
+                policy.reason,
+            )
+            raise Refused(f"gateway: {policy.block}", code=ErrorCode.READ_ONLY, sqlstate="HY000")
+        if operation.gateway is not None:
+            self.session.endpoint.write(answer_gateway_statement(self.session, operation.gateway))
+            return
+        self._attempts = 1
+        if declined.error is not None:
+            await self._after_failure(declined, operation, policy)
+        else:
+            await self._run(raw, operation, policy)
+
+    def _operation(self, raw: bytes) -> SqlOperation:
+        command = raw[4]
+        if command == Command.QUERY:
+            return self.session.service.classifier.classify(argument_of(raw), self.session.kept.reading)
+        operation = operation_of_command(raw)
+        if operation is None:
+            raise Refused(
+                f"gateway: command 0x{command:02x} is not supported", code=ErrorCode.UNKNOWN_COMMAND, sqlstate="08S01"
+            )
+        if command in PREPARED_COMMANDS and command != Command.STMT_PREPARE and not self.session.kept.statements:
+            raise Refused("Unknown prepared statement handler given to the gateway", code=ErrorCode.UNKNOWN_STATEMENT)
+        return operation
+
+    async def _after_failure(self, declined: Declined, operation: SqlOperation, policy: Policy) -> None:
+        """A command that was sent and not answered, or that a replica refused as a write."""
+        error = declined.error
+        assert error is not None
+        if isinstance(error, BackendRefused) and error.code not in REFUSED_AS_WRITE:
+            raise error
+        if isinstance(error, BackendRefused):
+            self.session.service.fenced += 1
+            await self._run_at_primary(declined.raw, operation, policy, "a replica refused it as a write")
+        elif not declined.held and self._may_retry(operation, policy):
+            self._attempts += 1
+            self.session.service.retried += 1
+            await self._run_read(declined.raw, operation, policy, avoid=declined.member)
+        else:
+            self._raise_unknown(declined, operation, error)
+
+    def _may_retry(self, operation: SqlOperation, policy: Policy) -> bool:
+        """Whether a statement that was cut off before its first byte can be sent again: a proven read on its own."""
+        alone = self.session.kept.stays_at_primary() is None
+        return alone and operation.kind is Kind.READ and policy.target is Target.REPLICA and self._attempts < ATTEMPTS
+
+    def _raise_unknown(self, declined: Declined, operation: SqlOperation, error: Exception) -> None:
+        lost = f"gateway: the connection to {declined.member} was lost while the statement ran ({error})"
+        if self.session.kept.pins:
+            names = ", ".join(pin.value for pin in self.session.kept.pins)
+            self.session.end_with(
+                ErrorCode.UNKNOWN_ERROR, f"{lost}; its outcome is unknown, and this session's {names} is gone"
+            )
+            return
+        if operation.kind is Kind.READ:
+            raise OutcomeUnknown(f"{lost}; if a transaction was open, it was rolled back")
+        if operation.transaction is TransactionEffect.COMMIT:
+            raise OutcomeUnknown(f"{lost}; whether the transaction was committed is unknown")
+        raise OutcomeUnknown(f"{lost}; its outcome is unknown, and an open transaction was rolled back")
+
+    async def _run(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
+        held = self.session.held
+        if held is not None and held.arming.replica and operation.pin is not None:
+            await self._move_to_primary()
+            held = self.session.held
+        if held is not None:
+            member = self.session.topology.members[held.member]
+            await self._exchange(held, member, raw, operation, policy, "the session keeps its connection")
+        elif operation.last_connection:
+            await self._run_at_last(raw, operation, policy)
+        elif policy.target is Target.REPLICA:
+            staying = self.session.kept.stays_at_primary()
+            if staying is None:
+                await self._run_read(raw, operation, policy)
+            else:
+                await self._run_at_primary(raw, operation, policy, staying)
+        else:
+            await self._run_at_primary(raw, operation, policy, policy.reason)
+
+    async def _move_to_primary(self) -> None:
+        """A READ ONLY transaction began on a replica, and now something would pin the session there for good."""
+        if self.session.ran_in_transaction:
+            raise Refused(
+                "gateway: this READ ONLY transaction reads from a replica, and the statement would tie the session to "
+                "it; run it before the transaction's first read, or give START TRANSACTION the hint "
+                "/* gateway: primary */",
+                code=ErrorCode.NOT_SUPPORTED_YET,
+                sqlstate="42000",
+            )
+        held, self.session.held = self.session.held, None
+        if held is not None:
+            self.session.service.recycle(held)
+        primary = await self._await_primary()
+        connection = await primary.pool.take(self.session.credentials, self.session.kept.state)
+        try:
+            await connection.acknowledge([query("START TRANSACTION READ ONLY")])
+        except BaseException:
+            connection.close()
+            raise
+        connection.taker = self.session
+        self.session.held = connection
+
+    async def _run_read(self, raw: bytes, operation: SqlOperation, policy: Policy, avoid: str | None = None) -> None:
+        """At a replica; where none will do, at the primary. `avoid` is a member that has just failed."""
+        topology = self.session.topology
+        chosen, reason = await self.session.freshness.choose(policy)
+        if chosen is not None and chosen.name == avoid:
+            reason = f"{avoid} has just failed"
+        elif chosen is not None:
+            try:
+                connection = await chosen.pool.take(self.session.credentials, self.session.kept.state)
+            except Unavailable as error:
+                reason = str(error)
+            else:
+                await self._exchange(connection, chosen, raw, operation, policy, reason)
+                return
+        if topology.primary_member is None:
+            raise Unavailable(f"gateway: {reason}, and group {topology.name} has no primary at the moment")
+        async with self.session.service.primary_reads(reason):
+            await self._run_at_primary(raw, operation, policy, reason)
+
+    async def _run_at_primary(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> None:
+        primary = await self._await_primary()
+        self._require_replicas(operation)
+        writer = self.session.residue.writer
+        if writer is not None and writer.member == primary.name and primary.pool.take_bound(writer, self.session):
+            try:
+                await writer.bring_to(self.session.kept.state)
+            except OSError as error:
+                raise Unavailable(f"gateway: the connection to {primary.name} was lost: {error}") from error
+            except BackendRefused:
+                writer.close()
+                raise
+        else:
+            writer = await primary.pool.take(self.session.credentials, self.session.kept.state)
+            await self._restore_insert_id(writer)
+        await self._exchange(writer, primary, raw, operation, policy, reason)
+
+    async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
+        """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
+        about_insert = "last_insert_id" in operation.functions
+        wanted = (
+            self.session.residue.writer
+            if about_insert and self.session.residue.last is not self.session.residue.writer
+            else self.session.residue.last
+        )
+        reason = "it speaks of the statement before: same connection"
+        if wanted is not None:
+            member = self.session.topology.members[wanted.member]
+            if member.pool.take_bound(wanted, self.session):
+                await self._exchange(wanted, member, raw, operation, policy, reason)
+                return
+        nothing_to_show = operation.statement.startswith("show") and not self.session.residue.warned
+        if not about_insert and self.session.commands and not nothing_to_show:
+            raise Refused(
+                "gateway: the connection of the statement before was lent to another session meanwhile, and what it "
+                "knew (warnings, row counts) is gone; ask right after the statement, or in a transaction",
+            )
+        await self._run_at_primary(raw, operation, policy, "no statement before it left anything behind")
+
+    async def _restore_insert_id(self, connection: MysqlConnection) -> None:
+        if self.session.residue.insert_id_lost:
+            self.session.residue.insert_id_lost = False
+            if self.session.operation is not None and "last_insert_id" in self.session.operation.functions:
+                raise Refused("gateway: the connection that knew LAST_INSERT_ID() was lost")
+        if self.session.residue.insert_id is not None:
+            made = Assignment(Scope.SESSION, "last_insert_id", str(self.session.residue.insert_id))
+            for command in assignments_sql((made,)):
+                await connection.acknowledge([command])
+            self.session.residue.insert_id = None
+        connection.tainted = True
+        connection.last_session = self.session
+
+    async def _await_primary(self) -> SqlMember:
+        """The primary, after waiting at most `failover_wait` for one. Raises Unavailable."""
+        topology = self.session.topology
+        with trio.move_on_after(topology.config.failover_wait):
+            while (primary := topology.primary_member) is None or primary.pool.arming is None:
+                await topology.changed()
+            return primary
+        trouble = f" ({topology.trouble})" if topology.trouble else ""
+        raise Unavailable(
+            f"gateway: group {topology.name} has had no primary for {topology.config.failover_wait:g} s{trouble}; "
+            "nothing of the statement was carried out",
+            code=ErrorCode.READ_ONLY,
+        )
+
+    def _require_replicas(self, operation: SqlOperation) -> None:
+        config = self.session.topology.config
+        if config.min_replicas_to_write and operation.kind in (Kind.WRITE, Kind.UNKNOWN):
+            within = self.session.topology.replicas_within(config.min_replicas_max_lag, trio.current_time())
+            if within < config.min_replicas_to_write:
+                raise Refused(
+                    f"gateway: {within} replicas are within {config.min_replicas_max_lag:g} s, "
+                    f"{config.min_replicas_to_write} are required for a write (min_replicas_to_write)",
+                    code=ErrorCode.READ_ONLY,
+                )
+
+    async def _exchange(
+        self,
+        connection: MysqlConnection,
+        member: SqlMember,
+        raw: bytes,
+        operation: SqlOperation,
+        policy: Policy,
+        reason: str,
+    ) -> None:
+        """Sends the command and waits for the end of its reply."""
+        self.session.finished = trio.Event()
+        self.session.failure = None
+        try:
+            self.session.service.lane.batch(
+                lambda: self.session.begin(connection, member, raw, operation, policy, reason)
+            )
+            await self.session.finished.wait()
+        finally:
+            self.session.finished = None
+        failure = self.session.failure
+        if failure is not None and not self.session.endpoint.closed:
+            await self._after_failure(Declined(raw, failure, member.name, self.session.failure_held), operation, policy)
+
+    def _reset(self) -> None:
+        """COM_RESET_CONNECTION: everything but user, database and what was read is as after the log-in."""
+        session = self.session
+        held, session.held = session.held, None
+        for connection in {held, session.residue.writer, session.residue.last} - {None}:
+            assert connection is not None
+            pool = session.topology.members[connection.member].pool
+            if connection is held or pool.take_bound(connection, session):
+                session.service.recycle(connection)
+        session.residue.forget()
+        session.kept.reset()
+        session.endpoint.write(answers.ok(1, status=session.kept.status))
