@@ -234,6 +234,8 @@ def _unserved_mysql(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, st
         yield (*place, "users"), 'users = "backend"'
     if group.failover == "promote":
         yield (*place, "failover"), 'failover = "promote"'
+    if group.balance != "least-busy":
+        yield (*place, "balance"), f'balance = "{group.balance}"'
     if group.promote_unfenced:
         yield (*place, "promote_unfenced"), "promote_unfenced"
     if group.backend_tls is not None:
@@ -276,6 +278,8 @@ def _warnings(config: Config) -> Iterator[tuple[Place, str]]:
         if group.name not in used:
             yield place, f'no listener leads to group "{group.name}"'
         if group.engine == "mysql":
+            if group.writers == "gateway":
+                yield (*place, "writers"), "writers has no effect in this version: strong reads go to the primary"
             for number, member in enumerate(group.members):
                 if member.zone:
                     yield (*place, "members", number, "zone"), "zone has no effect in this version"

@@ -18,6 +18,7 @@ from gateway.routing.route import Consistency, Policy
 from gateway.topology.mysql import SqlMember, Topology
 
 REBALANCE_SECONDS: Final = 1.0  # how often a busy session may look whether another replica is less busy
+TOKEN_INTERVALS: Final = 32  # gaps between a session's own writes, before its token is rounded up
 PAUSES_SECONDS: Final = (0.0005, 0.008)  # between looks at replicas that somebody waits for, doubling
 
 
@@ -53,7 +54,12 @@ class Freshness:
         if token is None:
             identity = self._topology.identity
             token = MariadbGtidPosition({}) if identity is not None and identity.mariadb else MysqlGtidSet({})
-        self.token = token.add(gtid)
+        token = token.add(gtid)
+        if isinstance(token, MysqlGtidSet) and token.interval_count > TOKEN_INTERVALS:
+            primary = self._topology.snapshot.primary
+            if primary is not None and primary.position is not None and primary.position.covers(token):
+                token = primary.position  # asks a little more of a replica, and has no gaps
+        self.token = token
         if self.seen == member and self._one_history(member):
             self.seen = None  # what it showed before was committed before this write
 
@@ -78,6 +84,8 @@ class Freshness:
 
     def _choose(self, snapshot: Snapshot, policy: Policy, now: float) -> SqlMember | None:
         bound = policy.consistency is Consistency.SESSION
+        if snapshot.frozen_at is not None and self._refuses_without_primary(policy):
+            return None
         if bound:
             self._resolve(snapshot)
         ready = replicas_for(snapshot, self.token if bound else None, policy.max_lag, now).ready
@@ -94,6 +102,14 @@ class Freshness:
                     return None  # a look at its present replica may free it for the other one
                 return member
         return None
+
+    def _is_frozen(self) -> bool:
+        return self._topology.snapshot.frozen_at is not None
+
+    def _refuses_without_primary(self, policy: Policy) -> bool:
+        """Whether lag that stands still, since no primary answers, is too little to go by."""
+        refuses = self._topology.config.reads_without_primary == "refuse"
+        return refuses or policy.consistency is Consistency.BOUNDED
 
     def _resolve(self, snapshot: Snapshot) -> None:
         if snapshot.epoch != self.epoch:
@@ -136,7 +152,10 @@ class Freshness:
             member = self.choose_now(policy, now)
             if member is not None:
                 waited = f", after {1000 * (now - started):.1f} ms" if now > started else ""
-                return member, f"{policy.reason}{waited}"
+                frozen = ", by lag as it was when the primary last answered" if self._is_frozen() else ""
+                return member, f"{policy.reason}{waited}{frozen}"
+            if self._is_frozen() and self._refuses_without_primary(policy):
+                return None, "no primary answers, so that nobody knows how far behind a replica is"
             bound = policy.consistency is Consistency.SESSION
             candidates = replicas_for(self._topology.snapshot, self.token if bound else None, policy.max_lag, now)
             if not (candidates.ready or candidates.waitable):

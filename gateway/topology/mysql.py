@@ -156,6 +156,8 @@ class Topology:
         if fixed != "auto":
             chosen: str | None = str(fixed)
             self.trouble = None
+        elif self.config.failover == "off" and self.primary is not None:
+            chosen = self.primary
         else:
             writable = [
                 member.name
