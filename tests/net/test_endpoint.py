@@ -239,6 +239,20 @@ async def test_both_directions_at_once_are_bounded_and_whole(lane: Lane, tcp: Pa
     right.close()
 
 
+async def test_output_that_the_kernel_takes_in_parts_stays_whole(lane: Lane, pair: Pair) -> None:
+    """A send buffer smaller than a chunk: every send ends within one, or between two."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    end = Endpoint(lane, pair[0], Recorder())
+    chunks = [os.urandom(size) for size in (50_000, 1, 30_000, 7, *range(500, 1000), 100_000)]
+    for chunk in chunks:
+        end.write(chunk)
+    end.finish()
+    assert end.queued > 400_000
+    assert await read_to_end(pair[1]) == b"".join(chunks)
+    await lane.lingered(pair[0])
+    assert end.bytes_out == sum(map(len, chunks))
+
+
 async def test_an_empty_write_behind_waiting_output_does_not_keep_the_lane_busy(lane: Lane, pair: Pair) -> None:
     end = Endpoint(lane, pair[0], Recorder())
     fill(end)
@@ -453,6 +467,32 @@ async def test_finish_gives_up_after_its_linger(lane: Lane, pair: Pair, mock_clo
     assert end.closed
     with trio.fail_after(0):
         await lane.lingered(pair[0])
+
+
+async def test_a_socket_closed_under_a_lingering_endpoint_is_no_error(lane: Lane, pair: Pair) -> None:
+    """What an acceptor does for a task that was cancelled while its last output waited."""
+    owner = Recorder()
+    end = Endpoint(lane, pair[0], owner)
+    fill(end)
+    end.finish()
+    lane.close(pair[0])
+    await lane.lingered(pair[0])
+    end.write(b"late")
+    end.pause_reading()
+    end.resume_reading()
+    end.close()
+    assert owner.heard == []
+
+
+async def test_a_socket_closed_under_its_endpoint_is_no_error(lane: Lane, pair: Pair) -> None:
+    owner = Recorder()
+    end = Endpoint(lane, pair[0], owner)
+    lane.close(pair[0])
+    end.pause_reading()
+    end.resume_reading()
+    end.write(b"late")
+    assert owner.heard == ["lost"]
+    assert end.closed
 
 
 async def test_reset_sends_a_reset(lane: Lane, tcp: Pair) -> None:
