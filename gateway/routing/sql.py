@@ -170,7 +170,7 @@ class Classifier:
         self._folds += 1
         head = long_change_head(sql) if len(sql) > HEAD_BYTES else None
         folded = self._fold(sql if head is None else head)
-        if folded is not None and len(folded) <= FOLD_KEY_BYTES:
+        if folded and len(folded) <= FOLD_KEY_BYTES and (not self._reading.unsafe_charset or sql.isascii()):
             plans = self._plans
             operation = plans.young.get(folded) or plans.old(folded)
             if operation is None and self._learned:

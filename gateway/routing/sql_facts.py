@@ -107,7 +107,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
         elif kind is TokenKind.SIGN:
             if word == ":=":
                 facts.session = "assigns a user variable (:=)"
-                facts.pin = PinCause.USER_VARIABLE
+                facts.pin = facts.pin if facts.pin is PinCause.PROCEDURE else PinCause.USER_VARIABLE
         elif kind is TokenKind.WORD:
             following = tokens[index + 1].word if index + 1 < len(tokens) else ""
             if word == "SQL_CALC_FOUND_ROWS":
@@ -133,7 +133,7 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
     name = callee.text.lower()
     dotted = paren >= 2 and tokens[paren - 2].word == "."
     plain = callee.kind is TokenKind.WORD and not dotted
-    if plain and callee.word in functions.PAREN_WORDS:
+    if plain and (callee.word in functions.PAREN_WORDS or (callee.word == "LATERAL" and not reading.mariadb)):
         if name in known:
             facts.functions.add(name)
         return
@@ -169,6 +169,8 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
         return
     if _column_list(tokens, paren - 1, paren):
         return
+    if paren >= 2 and tokens[paren - 2].word == "PROCEDURE":
+        return  # PROCEDURE ANALYSE(), a clause of old servers
     shown = tokens[paren - 3].text + "." + callee.text if dotted and paren >= 3 else callee.text
     facts.functions.add(shown.lower())
     facts.unknown = f"calls {shown}(), which is no built-in that only reads"

@@ -64,7 +64,7 @@ def _look(facts: Facts, tokens: Sequence[Token]) -> str:
         elif (word == "FOR" and following in ("UPDATE", "SHARE")) or (word == "LOCK" and following == "IN"):
             facts.writes = "locks the rows that it reads"
         elif word == "PROCEDURE":
-            facts.unknown = "has a PROCEDURE clause"
+            facts.unknown = facts.unknown or "has a PROCEDURE clause"
         elif word in CHANGE_WORDS and following != "(" and before not in ("FOR", "KEY", "ON"):
             facts.writes = facts.writes or "changes data"
             statement = word.lower()
@@ -87,6 +87,20 @@ def _without_modifiers(tokens: Sequence[Token]) -> list[Token]:
         kept.append(token)
     if kept and kept[0].word == "REPLACE":
         kept[0] = kept[0]._replace(word="INSERT", text="INSERT")
+    if kept and kept[0].word == "VALUES":
+        return _rows_as_row(kept)
+    return kept
+
+
+def _rows_as_row(tokens: Sequence[Token]) -> list[Token]:
+    """MariaDB's VALUES (1), (2) as MySQL's VALUES ROW(1), ROW(2), which sqlglot parses."""
+    kept: list[Token] = []
+    depth = 0
+    for token in tokens:
+        if token.word == "(" and depth == 0 and kept[-1].word in ("VALUES", ","):
+            kept.append(Token(TokenKind.WORD, "ROW", "ROW", True))
+        depth += (token.word == "(") - (token.word == ")")
+        kept.append(token)
     return kept
 
 

@@ -146,7 +146,7 @@ def _assignment(found: _Found, tokens: Sequence[Token], scope: str) -> str:
     if first is not None and first.word in _SCOPES and len(tokens) > 1 and tokens[1].word not in ("=", ":="):
         scope, tokens, explicit = first.word, tokens[1:], True
     equals = next((index for index, token in enumerate(tokens) if token.word in ("=", ":=")), None)
-    if not tokens or equals is None or equals + 1 == len(tokens):
+    if not equals or equals + 1 == len(tokens):
         found.pinned(PinCause.UNPROVEN, "is a SET that is not known")
         return scope
     target, value = tokens[:equals], tokens[equals + 1 :]

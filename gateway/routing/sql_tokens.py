@@ -153,6 +153,10 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
             space = after_dot = False
             continue
         token: Token
+        named = bool(tokens) and not space and tokens[-1].kind in (TokenKind.WORD, TokenKind.NAME)
+        if named and raw[:1] == b"." and group == "number":
+            # Right after a name a dot leads to another name, `t.5`; anywhere else `.5` is a number.
+            group, raw, position = "sign", b".", match.start() + 1
         if group == "word" or (after_dot and not space and group in ("number", "digits")):
             if after_dot and not space and group != "word":
                 # Right after the dot of a qualified name a server reads a name whatever it begins with.
@@ -201,6 +205,8 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
         elif group == "assign":
             token = Token(TokenKind.SIGN, ":=", ":=", space)
         elif group == "sign":
+            if raw == b"." and not named and sql[position : position + 1].isdigit():
+                odd = odd or "a number that runs into a word"
             if raw == b";":
                 if tokens:
                     statements.append(tuple(tokens))
@@ -223,7 +229,7 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
                 odd = odd or f"characters that servers may read differently, at {piece!r}"
             break
         tokens.append(token)
-        after_dot = token.word == "." and token.kind is TokenKind.SIGN
+        after_dot = named and token.word == "."
         space = False
     if inside:
         odd = odd or "an executable comment without an end"

@@ -44,6 +44,7 @@ _NODES: Final[tuple[type[exp.Expr], ...]] = (
     exp.Introducer, exp.National, exp.HexString, exp.BitString, exp.JSONKeyValue, exp.OnCondition, exp.Unary,
     exp.Connector, exp.Predicate, exp.IgnoreNulls, exp.RespectNulls, exp.WithinGroup, exp.Aliases, exp.Filter,
     exp.CharacterSet, exp.Dot, exp.FormatJson, exp.IntervalSpan,
+    exp.JSONValue,
 )  # fmt: skip
 
 _BINARY: Final[tuple[type[exp.Expr], ...]] = (
@@ -101,6 +102,8 @@ def prove_read(tree: exp.Expr, known: frozenset[str]) -> None:
         elif not isinstance(node, (_NODES, _BINARY, exp.Func)):
             raise UnprovenError(f"contains {type(node).__name__}, which is not known to only read")
         if isinstance(node, exp.Select):
+            if not node.expressions:
+                raise UnprovenError("selects nothing")
             for part, value in node.args.items():
                 if value and part not in _SELECT_PARTS:
                     raise UnprovenError(f"has a clause that is not known to only read ({part.rstrip('_')})")
