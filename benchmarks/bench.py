@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -184,6 +185,22 @@ def busy_share() -> float:
     return 1.0 - (idle_after - idle) / max(1, total_after - total)
 
 
+def yardstick() -> float:
+    """us of one send and one receive of 40 bytes on loopback: what proxying is made of, on this machine now."""
+    turns = 20_000
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as here,
+        listener.accept()[0] as there,
+    ):
+        here.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began = time.perf_counter()
+        for _ in range(turns):
+            here.send(b"x" * 40)
+            there.recv(100)
+        return (time.perf_counter() - began) / turns * 1e6
+
+
 def machine() -> list[tuple[str, str]]:
     """What was measured on, and with what."""
     models = {
@@ -206,6 +223,7 @@ def machine() -> list[tuple[str, str]]:
         ("HAProxy", first_line(programs.haproxy, "-v")),
         ("memcached", first_line(programs.memcached, "--version")),
         ("twemproxy", first_line(programs.nutcracker, "--version")),
+        ("a send and a receive on loopback, before the start", f"{yardstick():.1f} us"),
         ("used by others before the start", f"{busy:.0%}" + (": too much for good numbers" if busy > BUSY else "")),
     ]
 
@@ -273,6 +291,7 @@ def main() -> int:
     except GatewayError as error:
         console.print(f"bench: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
+    facts.append(("a send and a receive on loopback, after the end", f"{yardstick():.1f} us"))
     blocks = blocks_of(results)
     show(blocks, console)
     text = markdown("Benchmark", facts, blocks)

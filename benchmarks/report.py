@@ -125,7 +125,7 @@ def measurements(results: Results, protocol: str) -> Block:
                 )
             )
     head = ("scenario", "peer", "requests/s", "spread", "p50 us", "p95 us", "p99 us", "CPU us each")
-    return Block(f"{protocol}: measured", head, tuple(rows))
+    return Block(f"Measured: {protocol}", head, tuple(rows))
 
 
 def ratios(results: Results, protocol: str, ours: Sequence[str]) -> Block:
@@ -151,7 +151,7 @@ def ratios(results: Results, protocol: str, ours: Sequence[str]) -> Block:
                     )
                 )
     head = ("scenario", "this", "against", "CPU each, ratio", "requests/s, ratio", "p50 us, added")
-    return Block(f"{protocol}: ratios", head, tuple(rows))
+    return Block(f"Ratios: {protocol}", head, tuple(rows))
 
 
 def targets(results: Results, gateway: str, wanted: Iterable[Target]) -> Block:
@@ -162,7 +162,7 @@ def targets(results: Results, gateway: str, wanted: Iterable[Target]) -> Block:
         if value is not None:
             unit = " us" if target.measure == "p50" else ""
             rows.append((target.words, f"{value:.2f}{unit}", "yes" if target.met(value) else "NO"))
-    return Block("targets", ("target", "measured", "met"), tuple(rows))
+    return Block("Targets", ("target", "measured", "met"), tuple(rows))
 
 
 def show(blocks: Iterable[Block], console: Console) -> None:
@@ -192,7 +192,7 @@ def _markdown_lines(title: str, facts: Iterable[tuple[str, str]], blocks: Iterab
         yield f"- {name}: {value}"
     for block in blocks:
         yield ""
-        yield f"## {block.title[:1].upper()}{block.title[1:]}"
+        yield f"## {block.title}"
         yield ""
         yield "| " + " | ".join(block.head) + " |"
         yield "| " + " | ".join("---" if number < 2 else "---:" for number in range(len(block.head))) + " |"
