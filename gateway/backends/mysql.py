@@ -36,6 +36,9 @@ class Taker(Protocol):
 
     def prelude_refused(self, connection: MysqlConnection, error: BackendRefused) -> None: ...
 
+    def overdue(self, connection: MysqlConnection) -> None:
+        """The time limit of a statement has passed. The connection is open, and its reply still under way."""
+
 
 class Borrower(Protocol):
     """A session, as far as its bound connections are concerned."""
@@ -209,7 +212,8 @@ class MysqlConnection:
         self._fail(error)
 
     def expired(self) -> None:
-        self._fail(TimeoutError("no answer within the time limit"))
+        if self.taker is not None:
+            self.taker.overdue(self)
 
     def _fail(self, error: Exception) -> None:
         taker, self.taker = self.taker, None
@@ -264,6 +268,9 @@ class _Question:
 
     def prelude_refused(self, connection: MysqlConnection, error: BackendRefused) -> None:
         self._finish(error)
+
+    def overdue(self, connection: MysqlConnection) -> None:
+        """A question's own limit is QUESTION_SECONDS."""
 
     def _finish(self, error: Exception | None) -> None:
         self._error = error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.backends.mysql import Credentials, MysqlConnection
-from gateway.errors import BackendRefused
+from gateway.errors import BackendRefused, Refused
 from gateway.net.endpoint import Endpoint
 from gateway.net.requests import Requests
 from gateway.protocol.mysql import answers
@@ -311,6 +311,29 @@ class MysqlSession:
             self.member.in_flight -= 1
         self._task_takes(Declined(self.raw, error, connection.member))
 
+    def overdue(self, connection: MysqlConnection) -> None:
+        policy = self.policy
+        assert policy is not None
+        self.connection = None
+        self._tracker = ReplyTracker(self.capabilities)
+        if self.member is not None:
+            self.member.in_flight -= 1
+        if self.held is connection:
+            self.held = None
+            self.kept.status &= ~IN_TRANSACTION
+            if self.kept.pins:
+                self._lose_state(connection, TimeoutError("its statement was ended"))
+        self.service.kill(connection)
+        limit = Refused(
+            f"gateway: the statement took longer than {policy.timeout:g} s and was ended "
+            f'(the rule "{policy.rule}" sets the limit)',
+            code=ErrorCode.QUERY_TIMEOUT,
+        )
+        if self._sent:
+            self._lose_client(limit)
+        else:
+            self._task_takes(Declined(self.raw, limit, connection.member))
+
     def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
         self.residue.losing(connection, insert_id)
 
@@ -401,10 +424,9 @@ class MysqlSession:
     def _leave(self) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:  # a reply is under way: nobody will read it
-            connection.taker = None
             if self.member is not None:
                 self.member.in_flight -= 1
-            connection.close()
+            self.service.kill(connection)
         held, self.held = self.held, None
         if held is not None and held is not connection:
             self.service.recycle(held)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Credentials, MysqlConnection
+from gateway.backends.mysql import Credentials, MysqlConnection, ask, log_in, log_in_errors
 from gateway.backends.mysql_state import State, state_of
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable
@@ -22,7 +22,7 @@ from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
-from gateway.protocol.mysql.commands import argument_of
+from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import (
     CACHING_SHA2_PASSWORD,
     NATIVE_PASSWORD,
@@ -320,6 +320,26 @@ class MysqlService:
         connection.taker = None
         pool = self.topology.members[connection.member].pool
         self._nursery.start_soon(pool.recycle, connection, name="reset a connection")
+
+    def kill(self, connection: MysqlConnection) -> None:
+        """Ends, in the background, what still runs for a client that has gone or has waited long enough."""
+        connection.taker = None
+        self._nursery.start_soon(self._kill, connection, name="kill a statement")
+
+    async def _kill(self, connection: MysqlConnection) -> None:
+        """By the user's own right to end its own threads. Its connection is closed whatever comes of it."""
+        address = self.topology.members[connection.member].config.address
+        try:
+            with log_in_errors(address):
+                conversation, _ = await log_in(self.lane, address, connection.credentials)
+                try:
+                    await ask(conversation, [query(f"KILL {connection.thread_id}")])
+                finally:
+                    conversation.close()
+        except (Unavailable, BackendRefused) as error:
+            log.info("a statement could not be ended", member=connection.member, error=str(error))
+        finally:
+            connection.close()
 
     def log_lost(self, session: MysqlSession, error: Exception) -> None:
         log.warning("reply cut off", listener=self.config.name, user=session.user, session=session.id, error=str(error))

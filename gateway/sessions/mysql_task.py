@@ -119,6 +119,8 @@ class CommandTask:
         """A command that was sent and not answered, or that a replica refused as a write."""
         error = declined.error
         assert error is not None
+        if isinstance(error, Refused):
+            raise error
         if isinstance(error, BackendRefused) and error.code not in REFUSED_AS_WRITE:
             raise error
         if isinstance(error, BackendRefused):
