@@ -87,6 +87,52 @@ def _sql_group(name: str, group: Mapping[str, Any]) -> Table:
     return table
 
 
+def _key_group(name: str, group: Mapping[str, Any]) -> Table:
+    table = _table("pool", "server", "role", "state", "offset", "lag s", "pending", "reads", "writes", "ledger")
+    table.title = (
+        f"group {name}: run {group['run_id'][:8]}, offset {group['offset']}, {group['backlog_bytes']} B backlog"
+    )
+    for server in group["primary"]["servers"]:
+        doubtful = f", {server['doubtful_keys']} doubtful" if server["doubtful_keys"] else ""
+        table.add_row(
+            group["primary"]["pool"],
+            server["server"],
+            "primary",
+            _colored(server["state"] + doubtful, good=server["connected"], why=server["trouble"]),
+            str(group["offset"]),
+            "",
+            "",
+            str(server["reads"]),
+            str(server["writes"]),
+            "",
+        )
+    for pool in group["replicas"]:
+        for server in pool["servers"]:
+            table.add_row(
+                pool["pool"],
+                server["server"],
+                "replica",
+                _colored(server["state"], good=server["readable"], why=server["reason"] or server["trouble"]),
+                str(server["applied_offset"]),
+                f"{server['lag_seconds']:.3f}",
+                str(server["pending_keys"]),
+                str(server["reads"]),
+                "",
+                _ledger(server["ledger"]),
+            )
+    return table
+
+
+def _colored(state: str, *, good: bool, why: str | None) -> str:
+    return f"[green]{state}[/]" if good else f"[red]{state}{': ' + why if why else ''}[/]"
+
+
+def _ledger(ledger: Mapping[str, Any]) -> str:
+    dropped = sum(ledger["dropped"].values())
+    account = f"{ledger['accepted']} = {ledger['applied']} applied + {ledger['pending']} pending"
+    return f"{account} + {dropped} dropped" if dropped else account
+
+
 def _table(*columns: str) -> Table:
     table = Table(title_justify="left", box=None, pad_edge=False)
     for column in columns:
