@@ -78,6 +78,7 @@ class MysqlSession:
         self.finished: trio.Event | None = None  # set when the command that the task waits for has ended
         self.failure: Exception | None = None
         self.failure_held = False  # see Declined
+        self.has_primary_place = False  # see leave_primary_reads
         self._closing = False
         endpoint.deadline = trio.current_time() + service.config.idle_timeout
 
@@ -141,7 +142,9 @@ class MysqlSession:
             if self.kept.stays_at_primary() is not None:
                 return False
             chosen = self.freshness.choose_now(policy, service.lane.now)
-            if chosen is None or chosen.pool.arming is None:
+            if chosen is None:
+                return self.freshness.hopeless is not None and self._read_at_primary_now(raw, operation, policy)
+            if chosen.pool.arming is None:
                 return False
             connection = chosen.pool.take_now(self.credentials, self.kept.state)
             if connection is None:
@@ -155,8 +158,25 @@ class MysqlSession:
                     connection.begin_prelude(commands, self.kept.state, self)
             self.begin(connection, chosen, raw, operation, policy, policy.reason)
             return True
+        if self.topology.config.min_replicas_to_write:
+            return False
+        return self._run_at_primary_now(raw, operation, policy, policy.reason)
+
+    def _read_at_primary_now(self, raw: bytes, operation: SqlOperation, policy: Policy) -> bool:
+        """No replica can serve this read, however long it waits."""
+        reason = self.freshness.hopeless
+        assert reason is not None
+        if not self.service.enter_primary_reads_now(reason):
+            return False
+        self.has_primary_place = True
+        if self._run_at_primary_now(raw, operation, policy, reason):
+            return True
+        self.leave_primary_reads()
+        return False
+
+    def _run_at_primary_now(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> bool:
         primary = self.topology.primary_member
-        if primary is None or self.topology.config.min_replicas_to_write:
+        if primary is None:
             return False
         writer = self.residue.writer
         if writer is not None and writer.state is self.kept.state and writer.member == primary.name:
@@ -168,7 +188,7 @@ class MysqlSession:
             writer = primary.pool.take_now(self.credentials, self.kept.state)
             if writer is None:
                 return False
-        self.begin(writer, primary, raw, operation, policy, policy.reason)
+        self.begin(writer, primary, raw, operation, policy, reason)
         return True
 
     def begin(
@@ -202,6 +222,24 @@ class MysqlSession:
         if tracker.done:
             self._complete(b"")
 
+    def _end_exchange(self) -> None:
+        """The command under way occupies its connection and its member no more."""
+        self.connection = None
+        if self.member is not None:
+            self.member.in_flight -= 1
+        if self.has_primary_place:
+            self.leave_primary_reads()
+
+    def _break_off(self) -> None:
+        self._end_exchange()
+        self._tracker = ReplyTracker(self.capabilities)  # the old one may hold the beginning of a packet
+
+    def leave_primary_reads(self) -> None:
+        """Gives back the place among the reads that wanted a replica and went to the primary, if there is one."""
+        if self.has_primary_place:
+            self.has_primary_place = False
+            self.service.primary_reads.release()
+
     # -- what the backend connection calls
 
     def reply(self, chunk: bytes) -> None:
@@ -227,8 +265,7 @@ class MysqlSession:
         assert connection is not None
         assert operation is not None
         assert member is not None
-        self.connection = None
-        member.in_flight -= 1
+        self._end_exchange()
         error = tracker.error
         if (
             error is not None
@@ -256,6 +293,9 @@ class MysqlSession:
         else:
             # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
             in_transaction = self.held is not None or not self.kept.status & AUTOCOMMIT
+            if operation.multi and not tracker.refused:  # statements before it in the text were carried out
+                self.kept.status = tracker.status
+                in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
             if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
                 self.kept.pin(self.raw, operation)
         changes = tracker.changes
@@ -295,10 +335,7 @@ class MysqlSession:
         if self.connection is not connection:  # held, and idle between two statements
             self._lose_state(connection, error)
             return
-        self.connection = None
-        self._tracker = ReplyTracker(self.capabilities)  # the old one may hold the beginning of a packet
-        if self.member is not None:
-            self.member.in_flight -= 1
+        self._break_off()
         if self._sent:
             # Part of a result is with the client: nothing but the connection's end tells it apart from a whole one.
             self._lose_client(error)
@@ -306,18 +343,13 @@ class MysqlSession:
             self._task_takes(Declined(self.raw, error, connection.member, held))
 
     def prelude_refused(self, connection: MysqlConnection, error: BackendRefused) -> None:
-        self.connection = None
-        if self.member is not None:
-            self.member.in_flight -= 1
+        self._break_off()
         self._task_takes(Declined(self.raw, error, connection.member))
 
     def overdue(self, connection: MysqlConnection) -> None:
         policy = self.policy
         assert policy is not None
-        self.connection = None
-        self._tracker = ReplyTracker(self.capabilities)
-        if self.member is not None:
-            self.member.in_flight -= 1
+        self._break_off()
         if self.held is connection:
             self.held = None
             self.kept.status &= ~IN_TRANSACTION
@@ -422,10 +454,9 @@ class MysqlSession:
             self._leave()
 
     def _leave(self) -> None:
-        connection, self.connection = self.connection, None
+        connection = self.connection
         if connection is not None:  # a reply is under way: nobody will read it
-            if self.member is not None:
-                self.member.in_flight -= 1
+            self._break_off()
             self.service.kill(connection)
         held, self.held = self.held, None
         if held is not None and held is not connection:

@@ -19,13 +19,26 @@ from gateway.topology.mysql import SqlMember, Topology
 
 REBALANCE_SECONDS: Final = 1.0  # how often a busy session may look whether another replica is less busy
 TOKEN_INTERVALS: Final = 32  # gaps between a session's own writes, before its token is rounded up
+NO_REPLICAS: Final = "the group has no replicas"
+NO_REPLICA: Final = "no replica serves"
 PAUSES_SECONDS: Final = (0.0005, 0.008)  # between looks at replicas that somebody waits for, doubling
 
 
 class Freshness:
     """The token of one session, and what follows from it."""
 
-    __slots__ = ("_balanced_at", "_choice", "_policy", "_snapshot", "_topology", "epoch", "seen", "seen_at", "token")
+    __slots__ = (
+        "_balanced_at",
+        "_choice",
+        "_policy",
+        "_snapshot",
+        "_topology",
+        "epoch",
+        "hopeless",
+        "seen",
+        "seen_at",
+        "token",
+    )
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -35,6 +48,7 @@ class Freshness:
         self._balanced_at = 0.0
         self.epoch = topology.epoch
         self.token: Position | None = None
+        self.hopeless: str | None = None  # why no replica can serve the read that was asked about, however it waits
         self.seen: str | None = None
         self.seen_at = 0.0
 
@@ -83,13 +97,17 @@ class Freshness:
         return self._choice
 
     def _choose(self, snapshot: Snapshot, policy: Policy, now: float) -> SqlMember | None:
+        self.hopeless = None
         bound = policy.consistency is Consistency.SESSION
         if snapshot.frozen_at is not None and self._refuses_without_primary(policy):
             return None
         if bound:
             self._resolve(snapshot)
-        ready = replicas_for(snapshot, self.token if bound else None, policy.max_lag, now).ready
+        candidates = replicas_for(snapshot, self.token if bound else None, policy.max_lag, now)
+        ready = candidates.ready
         if not ready:
+            if not candidates.waitable:
+                self.hopeless = NO_REPLICA if snapshot.replicas else NO_REPLICAS
             return None
         least = self._least_busy(ready)
         if not bound or self.seen is None:
@@ -159,8 +177,8 @@ class Freshness:
             bound = policy.consistency is Consistency.SESSION
             candidates = replicas_for(self._topology.snapshot, self.token if bound else None, policy.max_lag, now)
             if not (candidates.ready or candidates.waitable):
-                reasons = "; ".join(rejection.reason for rejection in candidates.rejected) or "the group has none"
-                return None, f"no replica serves: {reasons}"
+                reasons = "; ".join(rejection.reason for rejection in candidates.rejected)
+                return None, f"{NO_REPLICA}: {reasons}" if reasons else NO_REPLICAS
             if now >= deadline:
                 return None, f"no replica had what this session saw within {1000 * policy.freshness_wait:.0f} ms"
             with trio.move_on_at(deadline):

@@ -6,8 +6,7 @@ import itertools
 import math
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -115,7 +114,7 @@ class MysqlService:
         self._proved: dict[tuple[str, str | None], float] = {}
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
         self._distinct: dict[Reading, Reading] = {}
-        self._primary_reads = trio.CapacityLimiter(topology.config.primary_reads.max_in_flight)
+        self.primary_reads = trio.Semaphore(topology.config.primary_reads.max_in_flight)
         self.rules_version = 0
         self.use_rules(rules)
 
@@ -294,26 +293,27 @@ class MysqlService:
         log.warning("a replica refused a statement as a write", statement=operation.statement, reason=operation.reason)
         self.classifier.learn_write(argument_of(raw), reading)
 
-    @asynccontextmanager
-    async def primary_reads(self, reason: str) -> AsyncIterator[None]:
-        """One of the `primary_reads.max_in_flight` places for reads that wanted a replica. Raises Refused."""
-        settings = self.topology.config.primary_reads
-        self.fallbacks[reason.split(":", 1)[0]] += 1
-        borrower = object()
-        if settings.then == "error":
-            try:
-                self._primary_reads.acquire_on_behalf_of_nowait(borrower)
-            except trio.WouldBlock:
-                raise Refused(
-                    f"gateway: {reason}, and {settings.max_in_flight} such reads are at the primary already "
-                    "(primary_reads.max_in_flight)"
-                ) from None
-        else:
-            await self._primary_reads.acquire_on_behalf_of(borrower)
+    def enter_primary_reads_now(self, reason: str) -> bool:
+        """Takes one of the `primary_reads.max_in_flight` places for reads that wanted a replica, if one is free."""
         try:
-            yield
-        finally:
-            self._primary_reads.release_on_behalf_of(borrower)
+            self.primary_reads.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        self.fallbacks[reason] += 1
+        return True
+
+    async def enter_primary_reads(self, reason: str) -> None:
+        """The same, waiting for a place or refusing, as configured. Raises Refused."""
+        if self.enter_primary_reads_now(reason.partition(":")[0]):
+            return
+        settings = self.topology.config.primary_reads
+        if settings.then == "error":
+            raise Refused(
+                f"gateway: {reason}, and {settings.max_in_flight} such reads are at the primary already "
+                "(primary_reads.max_in_flight)"
+            )
+        await self.primary_reads.acquire()
+        self.fallbacks[reason.partition(":")[0]] += 1
 
     def recycle(self, connection: MysqlConnection) -> None:
         """Resets and gives back, in the background, a connection that a session has left."""

@@ -210,8 +210,12 @@ class CommandTask:
                 return
         if topology.primary_member is None:
             raise Unavailable(f"gateway: {reason}, and group {topology.name} has no primary at the moment")
-        async with self.session.service.primary_reads(reason):
+        await self.session.service.enter_primary_reads(reason)
+        self.session.has_primary_place = True
+        try:
             await self._run_at_primary(raw, operation, policy, reason)
+        finally:
+            self.session.leave_primary_reads()
 
     async def _run_at_primary(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> None:
         primary = await self._await_primary()
