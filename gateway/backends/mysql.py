@@ -56,6 +56,9 @@ class Home(Protocol):
     def forget(self, connection: MysqlConnection) -> None:
         """The connection is closed: it occupies no place any more."""
 
+    def give_back(self, connection: MysqlConnection) -> None:
+        """The lease of the connection has ended."""
+
 
 class Credentials:
     """Whom a connection is logged in as. `capabilities` are those that change behaviour, agreed on with the client."""

@@ -313,6 +313,8 @@ class MysqlSession:
             connection.tainted = True
             if not connection.arming.replica:
                 self.residue.writer = connection
+                if tracker.insert_id:
+                    self.residue.insert_id_lost = False
         if in_transaction or self.kept.pins:
             self.ran_in_transaction = self.ran_in_transaction + 1 if self.held is connection else 0
             self.held = connection

@@ -231,7 +231,7 @@ class CommandTask:
                 raise
         else:
             writer = await primary.pool.take(self.session.credentials, self.session.kept.state)
-            await self._restore_insert_id(writer)
+            await self._restore_insert_id(writer, operation)
         await self._exchange(writer, primary, raw, operation, policy, reason)
 
     async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
@@ -256,18 +256,27 @@ class CommandTask:
             )
         await self._run_at_primary(raw, operation, policy, "no statement before it left anything behind")
 
-    async def _restore_insert_id(self, connection: MysqlConnection) -> None:
-        if self.session.residue.insert_id_lost:
-            self.session.residue.insert_id_lost = False
-            if self.session.operation is not None and "last_insert_id" in self.session.operation.functions:
-                raise Refused("gateway: the connection that knew LAST_INSERT_ID() was lost")
-        if self.session.residue.insert_id is not None:
-            made = Assignment(Scope.SESSION, "last_insert_id", str(self.session.residue.insert_id))
-            for command in assignments_sql((made,)):
-                await connection.acknowledge([command])
-            self.session.residue.insert_id = None
+    async def _restore_insert_id(self, connection: MysqlConnection, operation: SqlOperation) -> None:
+        """Gives a connection that is new to the session the LAST_INSERT_ID() that the session had elsewhere."""
+        session = self.session
+        residue = session.residue
+        if residue.insert_id_lost and "last_insert_id" in operation.functions:
+            connection.home.give_back(connection)
+            raise Refused("gateway: the connection that knew LAST_INSERT_ID() was lost")
+        if residue.insert_id is None:
+            return
+        made = Assignment(Scope.SESSION, "last_insert_id", str(residue.insert_id))
+        try:
+            await connection.acknowledge(assignments_sql((made,)))
+        except OSError as error:
+            raise Unavailable(f"gateway: the connection to {connection.member} was lost: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
         connection.tainted = True
-        connection.last_session = self.session
+        connection.last_session = session
+        residue.writer = connection
+        residue.insert_id = None
 
     async def _await_primary(self) -> SqlMember:
         """The primary, after waiting at most `failover_wait` for one. Raises Unavailable."""
