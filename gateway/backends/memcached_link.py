@@ -70,6 +70,7 @@ class ServerLink:
         self._timeout = timeout
         self._silence = timeout if silence is None else silence
         self._footprints: list[Footprint] = []
+        self._ending = False
         self._lost = trio.Event()
         self._attempted = trio.Event()
 
@@ -96,6 +97,7 @@ class ServerLink:
                     await trio.sleep(backoff)
                     backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
         finally:
+            self._ending = True
             if self.connection is not None:
                 self._lane.batch(self.connection.close)
 
@@ -110,7 +112,7 @@ class ServerLink:
 
     def _note(self, trouble: object) -> None:
         text = str(trouble)
-        if text != self.trouble:
+        if text != self.trouble and not self._ending:
             log.warning("a memcached server is not reachable", server=self.name, reason=text)
         self.trouble = text
 

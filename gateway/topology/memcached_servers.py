@@ -132,6 +132,7 @@ class ReplicaServer:
         log: Backlog,
         *,
         ready: Callable[[ReplicaServer, PipelinedConnection, Greeting], None],
+        schedule: Callable[[Callable[[], None]], None],
         changed: Callable[[], None],
         drained: Callable[[], None],
     ) -> None:
@@ -151,7 +152,7 @@ class ReplicaServer:
             f"{pool}/{self.name}",
             log,
             clock=trio.current_time,
-            schedule=lane.after_batch,
+            schedule=schedule,
             changed=state_changed,
             hard_limit=group.replica_buffer_limit.hard,
         )
