@@ -86,6 +86,8 @@ def quote_patterns(ansi_quotes: bool, no_backslash_escapes: bool) -> QuotePatter
     return QuotePatterns(b"|".join(strings), b"|".join(identifiers))
 
 
+_ROW = rb"\((?:[?\s,.\-]|NULL|null|DEFAULT|default)*+\)"
+_ROWS = re.compile(_ROW + rb"(?:\s*+,\s*+" + _ROW + rb"){%d,}+" % LIST_LENGTH)
 _LIST = re.compile(rb"\?\?(?:\s*+,\s*+\?\?){%d,}+" % LIST_LENGTH)
 
 
@@ -132,7 +134,7 @@ class Folder:
                 sql = b" ".join(self._without_comments(sql))
         folded = b"?".join(self._pieces(sql))
         if folded.count(b"?") > 2 * LIST_LENGTH:
-            folded = _LIST.sub(b"??..", folded)
+            folded = _ROWS.sub(b"(??)..", _LIST.sub(b"??..", folded))
         return folded + hints
 
 
@@ -140,6 +142,12 @@ class Folder:
 def folder(ansi_quotes: bool, no_backslash_escapes: bool) -> Folder:
     """The folder for one way of quoting; they are few and shared."""
     return Folder(ansi_quotes, no_backslash_escapes)
+
+
+def unfold(folded: bytes) -> tuple[bytes, bytes]:
+    """A fold as SQL again, with one placeholder per literal or long list, and the hints of the text."""
+    text, _, hints = folded.partition(b"\0")
+    return text.replace(b"??..", b"?").replace(b"(??)..", b"(?)").replace(b"??", b"?"), hints
 
 
 def fingerprint(sql: bytes, reading: Reading = DEFAULT_READING) -> bytes | None:

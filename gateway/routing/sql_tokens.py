@@ -35,6 +35,9 @@ class TokenKind(IntEnum):
     SIGN = 8  # any other single character, and := as one
 
 
+_WORD: Final = TokenKind.WORD  # looking a member up on its enum costs more than the rest of a common token
+
+
 class Token(NamedTuple):
     kind: TokenKind
     word: str  # upper case of a WORD, the character of a SIGN, else ""
@@ -113,6 +116,11 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
         position = match.end()
         if group == "space" or group == "line":
             space = True
+            continue
+        if group == "word" and not after_dot and raw.isascii() and raw[0] != 0x5F:
+            text = raw.decode()
+            tokens.append(Token(_WORD, text.upper(), text, space))
+            space = False
             continue
         if group == "block":
             if inside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def load() -> list[Entry]:
             if heading is None or (not line and not after_heading):
                 continue
             kind, target, *flags = heading
-            modes: dict[str, bool] = {}
+            modes: dict[str, Any] = {}
             for flag in flags:
                 modes.update(MODES.get(flag, {}))
             servers = [server for server in ("mysql", "mariadb") if server in flags] or ["mysql", "mariadb"]
