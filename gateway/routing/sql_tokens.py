@@ -117,6 +117,8 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
         if group == "space" or group == "line":
             space = True
             continue
+        if group == "word" and len(raw) == 1 and raw in b"xXbB" and sql[position : position + 1] == b"'":
+            odd = odd or "a hexadecimal or binary literal with other characters"
         if group == "word" and not after_dot and raw.isascii() and raw[0] != 0x5F:
             text = raw.decode()
             tokens.append(Token(_WORD, text.upper(), text, space))

@@ -147,10 +147,12 @@ WRAPPERS = [
 @given(st.sampled_from(WRITES), st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=3), st.sampled_from(READINGS))
 @settings(max_examples=600, deadline=None)
 def test_no_wrapping_turns_something_else_into_a_read(sql: bytes, wrappers: list[bytes], reading: Reading) -> None:
+    # DESC BEGIN describes a table called begin, and so do the others of one or two words.
+    short = sql in (b"BEGIN", b"COMMIT", b"USE db")
     for wrapper in wrappers:
-        sql = wrapper % sql
+        sql = wrapper % sql if not short or not wrapper.startswith((b"EXPLAIN", b"DESC")) else sql
     operation, _ = classify_text(sql, reading)
-    assert operation.kind is not Kind.READ or operation.statement == "describe", sql  # a table called begin
+    assert operation.kind is not Kind.READ, sql
 
 
 @given(st.sampled_from(READS), st.sampled_from(WRITES), st.integers(0, 200), st.sampled_from(READINGS))
@@ -235,7 +237,7 @@ def test_texts_with_one_fold_have_the_same_tokens_but_for_literals(fragments: li
         return
     for old, new in ((b"'a'", b"'zz'"), (b" 1 ", b" 29 "), (b'"b"', b'"y y"')):
         other = sql.replace(old, new)
-        if other == sql or fold(other) != folded:
+        if other == sql or fold(other) != folded or lex(other, reading).odd is not None:
             continue
         assert shape(other, reading) == shape(sql, reading)
 
