@@ -50,10 +50,10 @@ class ServerLink:
         ready: Callable[[PipelinedConnection, Greeting], None],
         gone: Callable[[str], None],
         drained: Callable[[], None],
-        timeout: float = SERVER_TIMEOUT_SECONDS,
+        patience: float = SERVER_TIMEOUT_SECONDS,
         silence: float | None = None,
     ) -> None:
-        """`timeout` in seconds bounds connecting and greeting, and unless `silence` says otherwise also how long the
+        """`patience` in seconds bounds connecting and greeting, and unless `silence` says otherwise also how long the
         server may be silent while answers are due."""
         self.name = name
         self.address = address
@@ -67,8 +67,8 @@ class ServerLink:
         self._ready = ready
         self._gone = gone
         self._drained = drained
-        self._timeout = timeout
-        self._silence = timeout if silence is None else silence
+        self._patience = patience
+        self._silence = patience if silence is None else silence
         self._footprints: list[Footprint] = []
         self._ending = False
         self._lost = trio.Event()
@@ -83,7 +83,7 @@ class ServerLink:
                 try:
                     await self._connect()
                 except (OSError, ProtocolError, trio.TooSlowError) as error:
-                    self._note(f"no answer for {self._timeout:g} s" if isinstance(error, trio.TooSlowError) else error)
+                    self._note(f"no answer for {self._patience:g} s" if isinstance(error, trio.TooSlowError) else error)
                     self._attempted.set()
                     await trio.sleep(backoff)
                     backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
@@ -118,13 +118,13 @@ class ServerLink:
 
     async def _connect(self) -> None:
         address = self.address
-        with trio.fail_after(self._timeout):
+        with trio.fail_after(self._patience):
             sock = await (connect_unix(address.path) if address.path else connect_tcp(address.host, address.port))
             conversation = Conversation(self._lane, sock)
         handed_over = False
         try:
             enquiry = Enquiry(conversation)
-            with trio.fail_after(self._timeout):
+            with trio.fail_after(self._patience):
                 greeting = await enquiry.greet(learn=self._writes)
             if self._writes and greeting.seen is None:
                 raise ProtocolError(
@@ -133,7 +133,7 @@ class ServerLink:
             if self._footprints:
                 self.state = LinkState.FENCING
                 self.trouble = "waits until the server has closed a connection that was lost with writes unanswered"
-                await enquiry.wait_until_gone(self._footprints, greeting, self._timeout)
+                await enquiry.wait_until_gone(self._footprints, greeting, self._patience)
                 self._footprints.clear()
             connection = PipelinedConnection(
                 self._lane,
