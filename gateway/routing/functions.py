@@ -5,7 +5,7 @@ version matters for that reason: a name that became a built-in in MariaDB 10.7 m
 side effects, on 10.6.
 
 Sources: MySQL 8.0 to 9.x manual, Built-In Function and Operator Reference; MariaDB documentation, Functions and
-Operators; both checked against running servers (tests/routing/test_sql_functions.py).
+Operators; both checked against running servers (tests/routing/test_sql_servers.py).
 """
 
 from __future__ import annotations

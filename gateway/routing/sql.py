@@ -6,10 +6,6 @@ then dispatched by its first word: queries and data changes to `sql_query`, whic
 tree; SET to `sql_set`; SHOW and EXPLAIN to `sql_show`; the rest to `first_words`.
 
 The rule is that only a proven read is READ. Doubt of any kind is UNKNOWN, which goes to the primary.
-
-A cache has two generations of plain dictionaries: a hit in the young one costs a lookup, a hit in the old one moves the
-entry, and when the young one is full it becomes the old one. That keeps what is used and is bounded in entries and
-bytes, without bookkeeping on a hit.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from gateway.routing.fingerprint import DEFAULT_READING, Reading, fingerprint, f
 from gateway.routing.first_words import classify_first_words, unproven
 from gateway.routing.functions import PAREN_WORDS, read_functions
 from gateway.routing.operation import NO_HINT, Column, Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.sql_cache import Cache
 from gateway.routing.sql_facts import scan
 from gateway.routing.sql_hints import parse_hint
 from gateway.routing.sql_query import CHANGE_WORDS, QUERY_WORDS, classify_query
@@ -50,42 +47,6 @@ LEX_BYTES: Final = 8 * 1024
 """Longest text that is split into tokens as it stands, bytes: 3 us per token (measured), 6 ms for a dense one."""
 HEAD_BYTES: Final = 1_024
 """How much of a long text is looked at to know a data change and its table."""
-
-
-class Cache:
-    """A bounded map from text to operation with two generations."""
-
-    __slots__ = ("_bytes", "_limit", "_old", "_size", "young")
-
-    def __init__(self, entries: int, size: int) -> None:
-        self._limit = max(1, entries // 2)
-        self._size = size // 2
-        self._bytes = 0
-        self.young: dict[bytes, SqlOperation] = {}
-        self._old: dict[bytes, SqlOperation] = {}
-
-    def __len__(self) -> int:
-        return len(self.young) + len(self._old)
-
-    def old(self, key: bytes) -> SqlOperation | None:
-        """The entry of the old generation, which it moves to the young one; None if there is none."""
-        operation = self._old.pop(key, None)
-        if operation is not None:
-            self.put(key, operation)
-        return operation
-
-    def put(self, key: bytes, operation: SqlOperation) -> None:
-        self._bytes += len(key)
-        if len(self.young) >= self._limit or self._bytes > self._size:
-            self._old = self.young
-            self.young = {}
-            self._bytes = len(key)
-        self.young[key] = operation
-
-    def clear(self) -> None:
-        self.young.clear()
-        self._old.clear()
-        self._bytes = 0
 
 
 class Statistics(NamedTuple):

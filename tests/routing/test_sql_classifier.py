@@ -10,7 +10,8 @@ import pytest
 
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Assignment, Column, Hint, Kind, PinCause, Scope, Table
-from gateway.routing.sql import Cache, Classifier, classify_text
+from gateway.routing.sql import Classifier, classify_text
+from gateway.routing.sql_cache import Cache
 
 T, U, V = Table("t"), Table("u"), Table("v", "db")
 MARIADB = Reading(mariadb=True)
