@@ -271,14 +271,13 @@ class Lane:
     async def _drain(self) -> None:
         poll, served, wake_fd = self._poller.poll, self._served, self._wake_receive.fileno()
         busy = load = 0
+        patience = 0.0
         checked = trio.current_time()  # when other tasks last had their turn
         while True:
-            events = poll(0, EVENTS_PER_BATCH)
-            if not events and busy and not self.woke and not self._again:
-                # The answer to what was just sent is often microseconds away, Trio's own wait is not.
-                events = poll(PATIENCE_SECONDS, EVENTS_PER_BATCH)
+            events = poll(0 if self._again else patience, EVENTS_PER_BATCH)
             if not events and not self._again:
                 busy = load = 0
+                patience = 0.0
                 self._asleep = True
                 try:
                     await trio.lowlevel.wait_readable(self._poller.fileno())
@@ -310,6 +309,7 @@ class Lane:
                 self._end_batch()
             busy += 1
             load += len(events)
+            patience = PATIENCE_SECONDS  # the answer to what was just sent is often microseconds away
             due = busy >= BATCHES_PER_CHECKPOINT or self.now - checked >= CHECKPOINT_SECONDS
             if due or self.woke or load >= EVENTS_PER_CHECKPOINT:
                 self.woke = False

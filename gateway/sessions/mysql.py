@@ -216,7 +216,7 @@ class MysqlSession:
         else:
             tracker.begin(raw[4], packets_in(raw))
         connection.taker = self
-        connection.endpoint.write(raw)
+        connection.endpoint.send(raw)
         if policy.timeout is not None:
             connection.endpoint.deadline = self.service.lane.now + policy.timeout
         if tracker.done:
@@ -257,7 +257,7 @@ class MysqlSession:
             self._complete(answer)
         elif answer:
             self._sent = True
-            self.endpoint.write(answer)
+            self.endpoint.send(answer)
 
     def _complete(self, answer: bytes) -> None:
         """The reply has ended: passes its last bytes on, follows what it did, and gives the connection back."""
@@ -281,7 +281,7 @@ class MysqlSession:
             self._task_takes(Declined(self.raw, BackendRefused(error.message, error.code), member.name))
             return
         if answer:
-            self.endpoint.write(answer)
+            self.endpoint.send(answer)
         if self.policy is not None and self.policy.timeout is not None:
             connection.endpoint.deadline = math.inf
         if error is None:
