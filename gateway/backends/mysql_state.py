@@ -15,16 +15,28 @@ from weakref import WeakValueDictionary
 from gateway.protocol.mysql.commands import RESET_CONNECTION, init_db, query
 from gateway.routing.operation import Assignment, Scope
 
+SERVERS_OWN: Final = 0
+"""Stands for the character set and collation that a server gives to connections that ask for none."""
+
+
+ABOUT_THE_SERVER: Final = frozenset({"performance_schema", "sys", "information_schema"})
+
 
 class State:
     """Database (None: none selected), collation id of the log-in, and assignments in the order they were made."""
 
-    __slots__ = ("__weakref__", "assignments", "collation", "database")
+    __slots__ = ("__weakref__", "assignments", "collation", "database", "stays_at_primary")
 
     def __init__(self, database: str | None, collation: int, assignments: tuple[Assignment, ...]) -> None:
         self.database = database
         self.collation = collation
         self.assignments = assignments
+        # Why a session in this state keeps even proven reads at the primary, in words; None if it need not.
+        self.stays_at_primary: str | None = None
+        if database is not None and database.lower() in ABOUT_THE_SERVER:
+            self.stays_at_primary = f"{database} speaks of the server that is asked"
+        elif "SERIALIZABLE" in (self.value_of("transaction_isolation") or self.value_of("tx_isolation") or "").upper():
+            self.stays_at_primary = "isolation level SERIALIZABLE: reads take locks"
 
     def with_database(self, database: str) -> State:
         return state_of(database, self.collation, self.assignments)
@@ -100,7 +112,7 @@ class Arming:
     def after_reset(self, collation: int) -> bytes:
         """The same after COM_RESET_CONNECTION, which also forgets the character set of the log-in.
 
-        A collation that the server does not know was ignored at log-in, and is here.
+        A collation that the server does not know was ignored at log-in, and is here; SERVERS_OWN is none of them.
         """
         names = self.collations.get(collation)
         if names is None:
@@ -126,7 +138,7 @@ def commands_to(current: State | None, selected: str | None, wanted: State, armi
         to_make = wanted.assignments
     if wanted.database is not None and wanted.database != selected:
         commands.append(init_db(wanted.database))
-    commands += assignments_sql(to_make)
+    commands += assignments_sql(to_make, mariadb=arming.mariadb)
     return commands
 
 
@@ -145,8 +157,11 @@ def _differing(wanted: tuple[Assignment, ...], current: tuple[Assignment, ...]) 
     return tuple(one for one in wanted if one not in held)
 
 
-def assignments_sql(assignments: tuple[Assignment, ...]) -> list[bytes]:
-    """SET commands for the assignments, in order; SET NAMES stands alone."""
+def assignments_sql(assignments: tuple[Assignment, ...], *, mariadb: bool) -> list[bytes]:
+    """SET commands for the assignments, in order; SET NAMES stands alone.
+
+    MariaDB has transaction_isolation since 11.1 only, and tx_isolation in all versions; MySQL has lost the latter.
+    """
     commands: list[bytes] = []
     row: list[str] = []
     for one in assignments:
@@ -158,7 +173,8 @@ def assignments_sql(assignments: tuple[Assignment, ...]) -> list[bytes]:
         elif one.scope is Scope.USER:
             row.append(f"@`{one.name.replace('`', '``')}` = {one.value}")
         else:
-            row.append(f"SESSION {one.name} = {one.value}")
+            name = "tx_isolation" if mariadb and one.name == "transaction_isolation" else one.name
+            row.append(f"SESSION {name} = {one.value}")
     if row:
         commands.append(query("SET " + ", ".join(row)))
     return commands

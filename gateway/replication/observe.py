@@ -51,6 +51,7 @@ class ServerIdentity:
     started_at: float  # seconds since the epoch, give or take the second in which Uptime counts
     sql_mode: str
     collations: Mapping[int, tuple[str, str]]
+    charset: str  # of clients that ask for none
 
 
 class Observer:
@@ -225,7 +226,10 @@ async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
     own, uptime, collations = await ask(
         conversation,
         [
-            query(f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode"),
+            query(
+                f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, "
+                "@@global.character_set_client"
+            ),
             query("SHOW GLOBAL STATUS LIKE 'Uptime'"),
             query(
                 "SELECT ID, CHARACTER_SET_NAME, COLLATION_NAME FROM information_schema.COLLATIONS "
@@ -233,7 +237,7 @@ async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
             ),
         ],
     )
-    shown, server_id, server_uuid, sql_mode = texts(own)[0]
+    shown, server_id, server_uuid, sql_mode, charset = texts(own)[0]
     return ServerIdentity(
         version=shown,
         mariadb=mariadb,
@@ -241,7 +245,8 @@ async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
         server_uuid=server_uuid,
         started_at=time.time() - int(texts(uptime)[0][1]),
         sql_mode=sql_mode,
-        collations={int(number): (charset, name) for number, charset, name in texts(collations)},
+        collations={int(number): (its, name) for number, its, name in texts(collations)},
+        charset=charset,
     )
 
 

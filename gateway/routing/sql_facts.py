@@ -98,6 +98,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
             name = token.text.rpartition(".")[2]
             if name in LAST_VARIABLES:
                 facts.last_connection = True
+                facts.functions.add(f"@@{name}")  # which of them it is decides which connection knows
             elif name in PRIMARY_VARIABLES:
                 facts.primary = f"reads @@{name}, which {PRIMARY_VARIABLES[name]}"
             elif name.startswith(("gtid_", "session_track_")):

@@ -31,7 +31,7 @@ from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import Freshness
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, Residue, SessionState
-from gateway.sessions.mysql_task import REFUSED_AS_WRITE, CommandTask, Declined
+from gateway.sessions.mysql_task import REFUSED_AS_WRITE, CommandTask, Declined, stays_at_replica
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
@@ -125,37 +125,39 @@ class MysqlSession:
         service = self.service
         if self.rules_version != service.rules_version:
             return False
-        operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), self.kept.reading)
-        policy = self.policies.policy(operation, self.kept.state.database)
+        kept = self.kept
+        state = kept.state
+        operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), kept.reading)
+        policy = self.policies.policy(operation, state.database)
         if policy.block is not None or operation.gateway is not None:
             return False
         held = self.held
         if held is not None:
-            if held.arming.replica and operation.pin is not None:
+            if held.arming.replica and not stays_at_replica(operation):
                 return False
             member = self.topology.members[held.member]
             self.begin(held, member, raw, operation, policy, "the session keeps its connection")
             return True
         if operation.last_connection:
             return False
-        if policy.target is Target.REPLICA:
-            if self.kept.stays_at_primary() is not None:
+        if policy.target is Target.REPLICA and self.topology.has_replicas:
+            if not kept.status & AUTOCOMMIT or state.stays_at_primary is not None:
                 return False
             chosen = self.freshness.choose_now(policy, service.lane.now)
             if chosen is None:
                 return self.freshness.hopeless is not None and self._read_at_primary_now(raw, operation, policy)
             if chosen.pool.arming is None:
                 return False
-            connection = chosen.pool.take_now(self.credentials, self.kept.state)
+            connection = chosen.pool.take_now(self.credentials, state)
             if connection is None:
                 if operation.transaction is not TransactionEffect.NONE:
                     return False
-                connection = chosen.pool.take_other_now(self.credentials, self.kept.state)
+                connection = chosen.pool.take_other_now(self.credentials, state)
                 if connection is None:
                     return False
-                commands = connection.commands_to(self.kept.state)
+                commands = connection.commands_to(state)
                 if commands:
-                    connection.begin_prelude(commands, self.kept.state, self)
+                    connection.begin_prelude(commands, state, self)
             self.begin(connection, chosen, raw, operation, policy, policy.reason)
             return True
         if self.topology.config.min_replicas_to_write:

@@ -107,7 +107,7 @@ class Freshness:
         ready = candidates.ready
         if not ready:
             if not candidates.waitable:
-                self.hopeless = NO_REPLICA if snapshot.replicas else NO_REPLICAS
+                self.hopeless = NO_REPLICA
             return None
         least = self._least_busy(ready)
         if not bound or self.seen is None:
@@ -178,7 +178,7 @@ class Freshness:
             candidates = replicas_for(self._topology.snapshot, self.token if bound else None, policy.max_lag, now)
             if not (candidates.ready or candidates.waitable):
                 reasons = "; ".join(rejection.reason for rejection in candidates.rejected)
-                return None, f"{NO_REPLICA}: {reasons}" if reasons else NO_REPLICAS
+                return None, f"{NO_REPLICA}: {reasons}"
             if now >= deadline:
                 return None, f"no replica had what this session saw within {1000 * policy.freshness_wait:.0f} ms"
             with trio.move_on_at(deadline):

@@ -282,7 +282,7 @@ class MysqlService:
     def _charset(self, state: State) -> str:
         identity = self.topology.identity
         known = identity.collations.get(state.collation) if identity is not None else None
-        charset = known[0] if known is not None else ""
+        charset = known[0] if known is not None else identity.charset if identity is not None else ""
         for one in state.assignments:
             if one.scope is Scope.NAMES or one.name == "character_set_client":
                 charset = one.value.split()[0].strip("'\"").lower()

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.backends.mysql import MysqlConnection
-from gateway.backends.mysql_state import State, state_of
+from gateway.backends.mysql_state import SERVERS_OWN, state_of
 from gateway.protocol.mysql.commands import argument_of, database_of
 from gateway.protocol.mysql.constants import Command, Status
 from gateway.protocol.mysql.handshake import LoggedIn
@@ -87,7 +87,6 @@ class SessionState:
 
     __slots__ = (
         "_capabilities",
-        "_initial",
         "_service",
         "pins",
         "reading",
@@ -99,7 +98,7 @@ class SessionState:
     def __init__(self, service: MysqlService, login: LoggedIn) -> None:
         self._service = service
         self._capabilities = login.capabilities
-        self.state = self._initial = state_of(login.database, login.collation)
+        self.state = state_of(login.database, login.collation)
         self.reading = service.reading(self.state, 0, login.capabilities)
         self.status = AUTOCOMMIT
         self.pins: dict[PinCause, Pin] = {}
@@ -109,7 +108,7 @@ class SessionState:
         """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
         self.pins.clear()
         self.statements = 0
-        self.state = state_of(self.state.database, self._initial.collation)
+        self.state = state_of(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
         self.reading = self._service.reading(self.state, 0, self._capabilities)
         self.status = AUTOCOMMIT
 
@@ -117,9 +116,7 @@ class SessionState:
         """Why the session itself keeps even proven reads at the primary, in words."""
         if not self.status & AUTOCOMMIT:
             return "autocommit is off: every statement belongs to a transaction"
-        if self.state.assignments and _is_serializable(self.state):
-            return "isolation level SERIALIZABLE: reads take locks"
-        return None
+        return self.state.stays_at_primary
 
     def follow(
         self, connection: MysqlConnection, raw: bytes, operation: SqlOperation, changes: SessionChanges | None
@@ -163,11 +160,6 @@ class SessionState:
             self.statements = max(0, self.statements - 1)
         if not self.statements:
             self.pins.pop(PinCause.PREPARED_STATEMENT, None)
-
-
-def _is_serializable(state: State) -> bool:
-    value = state.value_of("transaction_isolation") or state.value_of("tx_isolation")
-    return value is not None and "SERIALIZABLE" in value.upper()
 
 
 class Residue:

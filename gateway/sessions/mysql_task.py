@@ -15,8 +15,9 @@ from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
+from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
-from gateway.sessions.mysql_state import PREPARED_COMMANDS, WITHOUT_REPLY, operation_of_command
+from gateway.sessions.mysql_state import IN_TRANSACTION, PREPARED_COMMANDS, WITHOUT_REPLY, operation_of_command
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # The second fence: what a replica answers to a write.
 REFUSED_AS_WRITE: Final = frozenset((ErrorCode.READ_ONLY, ErrorCode.READ_ONLY_TRANSACTION, ErrorCode.READ_ONLY_MODE))
+# What only the connection of the last insert knows, and what only that of the statement before.
+ABOUT_INSERT: Final = frozenset(("last_insert_id", "@@last_insert_id", "@@identity"))
+ABOUT_LAST: Final = frozenset(("row_count", "found_rows", "@@warning_count", "@@error_count"))
 ATTEMPTS: Final = 3  # of a proven read, each at another member, the primary being the last
 
 
@@ -38,6 +42,14 @@ class Declined:
     error: Exception | None = None
     member: str | None = None
     held: bool = False
+
+
+def stays_at_replica(operation: SqlOperation) -> bool:
+    """Whether a replica can carry out a statement of a READ ONLY transaction that it serves."""
+    if operation.kind is Kind.READ:
+        return operation.pin is None and operation.needs_primary is None
+    ends = operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT)
+    return operation.kind in (Kind.TRANSACTION, Kind.SESSION) and operation.pin is None and not ends
 
 
 class CommandTask:
@@ -58,7 +70,10 @@ class CommandTask:
 
     def _refuse(self, error: Exception, code: int, sqlstate: str) -> None:
         self.session.service.refusals += 1
-        self.session.endpoint.write(answers.err(1, code, str(error), sqlstate))
+        text = str(error)
+        if isinstance(error, Refused) and not text.startswith("gateway: "):
+            text = f"gateway: {text}"  # so that nobody looks for it in a server
+        self.session.endpoint.write(answers.err(1, code, text, sqlstate))
 
     async def _handle(self, declined: Declined) -> None:
         service, raw = self.session.service, declined.raw
@@ -154,8 +169,8 @@ class CommandTask:
 
     async def _run(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
         held = self.session.held
-        if held is not None and held.arming.replica and operation.pin is not None:
-            await self._move_to_primary()
+        if held is not None and held.arming.replica and not stays_at_replica(operation):
+            await self._leave_replica(held, operation)
             held = self.session.held
         if held is not None:
             member = self.session.topology.members[held.member]
@@ -164,6 +179,8 @@ class CommandTask:
             await self._run_at_last(raw, operation, policy)
         elif policy.target is Target.REPLICA:
             staying = self.session.kept.stays_at_primary()
+            if staying is None and not self.session.topology.has_replicas:
+                staying = NO_REPLICAS
             if staying is None:
                 await self._run_read(raw, operation, policy)
             else:
@@ -171,12 +188,40 @@ class CommandTask:
         else:
             await self._run_at_primary(raw, operation, policy, policy.reason)
 
+    async def _leave_replica(self, held: MysqlConnection, operation: SqlOperation) -> None:
+        """A READ ONLY transaction is open at a replica, and this statement cannot be carried out there."""
+        if operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT):
+            self.session.held = None
+            self.session.kept.status &= ~IN_TRANSACTION
+            try:
+                await held.acknowledge([query("COMMIT")])  # as the server does before it begins with the statement
+            except OSError as error:
+                held.close()
+                raise Unavailable(f"gateway: the connection to {held.member} was lost: {error}") from error
+            except BaseException:
+                held.close()
+                raise
+            self.session.topology.members[held.member].pool.give_back(held)
+        elif operation.pin is not None or operation.needs_primary is not None:
+            await self._move_to_primary()
+        elif operation.kind is Kind.WRITE and not operation.multi:
+            # What the primary would say; a read-only server says that it is read-only.
+            text = "Cannot execute statement in a READ ONLY transaction" + ("" if held.arming.mariadb else ".")
+            raise BackendRefused(text, ErrorCode.READ_ONLY_TRANSACTION, "25006")
+        else:
+            raise Refused(
+                "gateway: this READ ONLY transaction reads from a replica, and the statement is not known to be a "
+                "read; end the transaction first",
+                code=ErrorCode.READ_ONLY_TRANSACTION,
+                sqlstate="25006",
+            )
+
     async def _move_to_primary(self) -> None:
         """A READ ONLY transaction began on a replica, and now something would pin the session there for good."""
         if self.session.ran_in_transaction:
             raise Refused(
-                "gateway: this READ ONLY transaction reads from a replica, and the statement would tie the session to "
-                "it; run it before the transaction's first read, or give START TRANSACTION the hint "
+                "gateway: this READ ONLY transaction reads from a replica, and the statement has to run at the primary; "
+                "run it before the transaction's first read, or give START TRANSACTION the hint "
                 "/* gateway: primary */",
                 code=ErrorCode.NOT_SUPPORTED_YET,
                 sqlstate="42000",
@@ -236,20 +281,34 @@ class CommandTask:
 
     async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
         """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
-        about_insert = "last_insert_id" in operation.functions
-        wanted = (
-            self.session.residue.writer
-            if about_insert and self.session.residue.last is not self.session.residue.writer
-            else self.session.residue.last
-        )
+        residue = self.session.residue
+        about_insert = bool(ABOUT_INSERT & operation.functions)
+        # What speaks of nothing but the insert id is at home where that was made; all else where the last one ran.
+        at_writer = about_insert and not ABOUT_LAST & operation.functions and not operation.statement.startswith("get")
+        wanted = residue.writer if at_writer and residue.last is not residue.writer else residue.last
         reason = "it speaks of the statement before: same connection"
+        nothing_to_show = operation.statement.startswith("show") and not residue.warned
+        before = self.session.operation
+        if "found_rows" in operation.functions and before is not None and before.kind is not Kind.READ:
+            raise Refused("gateway: FOUND_ROWS() speaks of the last SELECT; ask right after it, or in a transaction")
         if wanted is not None:
             member = self.session.topology.members[wanted.member]
+            only_reads = operation.kind is Kind.READ and operation.pin is None
+            if wanted.arming.replica and not (only_reads and not about_insert):
+                raise Refused(
+                    "gateway: the statement before ran at a replica, and this one, which speaks of it, must run at the "
+                    "primary; give the statement before the hint /* gateway: primary */, or run both in a transaction",
+                )
             if member.pool.take_bound(wanted, self.session):
                 await self._exchange(wanted, member, raw, operation, policy, reason)
                 return
-        nothing_to_show = operation.statement.startswith("show") and not self.session.residue.warned
-        if not about_insert and self.session.commands and not nothing_to_show:
+        if nothing_to_show and self.session.commands:
+            # Not on the connection of the last write, where older warnings may be.
+            primary = await self._await_primary()
+            clean = await primary.pool.take(self.session.credentials, self.session.kept.state)
+            await self._exchange(clean, primary, raw, operation, policy, "no statement before it left anything behind")
+            return
+        if not at_writer and self.session.commands:
             raise Refused(
                 "gateway: the connection of the statement before was lent to another session meanwhile, and what it "
                 "knew (warnings, row counts) is gone; ask right after the statement, or in a transaction",
@@ -260,14 +319,14 @@ class CommandTask:
         """Gives a connection that is new to the session the LAST_INSERT_ID() that the session had elsewhere."""
         session = self.session
         residue = session.residue
-        if residue.insert_id_lost and "last_insert_id" in operation.functions:
+        if residue.insert_id_lost and ABOUT_INSERT & operation.functions:
             connection.home.give_back(connection)
             raise Refused("gateway: the connection that knew LAST_INSERT_ID() was lost")
         if residue.insert_id is None:
             return
         made = Assignment(Scope.SESSION, "last_insert_id", str(residue.insert_id))
         try:
-            await connection.acknowledge(assignments_sql((made,)))
+            await connection.acknowledge(assignments_sql((made,), mariadb=connection.arming.mariadb))
         except OSError as error:
             raise Unavailable(f"gateway: the connection to {connection.member} was lost: {error}") from error
         except BaseException:

@@ -58,6 +58,7 @@ class Topology:
         self.trouble: str | None = None  # why there is no primary, or what a person has to look at
         self.clock = LagClock()
         self.members: dict[str, SqlMember] = {}
+        self.has_replicas = len(config.members) > 1
         self._changed = trio.Event()
         for member in config.members:
             limit = min(config.pool.size, member.max_connections or config.pool.size)
