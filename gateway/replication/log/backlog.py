@@ -57,12 +57,12 @@ class Backlog:
         return len(self._records)
 
     def append(self, record: Record) -> None:
-        """Gives the record its offset, and cuts off what exceeds the budget."""
+        """Gives the record its offset; cuts off what exceeds the budget without it."""
+        if self.byte_count > self._trim_above:
+            self._trim()  # before, since the followers do not know of the new one yet
         self.offset = record.offset = Offset(self.offset + 1)
         self._records.append(record)
         self.byte_count += record.size
-        if self.byte_count > self._trim_above:
-            self._trim()
 
     def after(self, offset: int, limit: int) -> list[Record]:
         """At most `limit` records that follow `offset`. LookupError if some of them are kept no more."""
@@ -73,8 +73,7 @@ class Backlog:
 
     def _trim(self) -> None:
         target = self.budget - self.budget // TRIM_SHARE
-        # The newest record is not known to the followers yet.
-        held = min(self._holding() - self.first + 1, len(self._records) - 1)
+        held = self._holding() - self.first + 1
         count = freed = 0
         for record in self._records:
             if count >= held or self.byte_count - freed <= target:
