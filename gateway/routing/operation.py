@@ -47,6 +47,7 @@ class PinCause(Enum):
     TRANSACTION_CHARACTERISTIC = "one-shot SET TRANSACTION"
     ROLE = "SET ROLE"
     XA = "XA transaction"
+    CONNECTION_ID = "CONNECTION_ID() was asked for: whoever ends it by KILL must not end another session's work"
     UNPROVEN = "statement that could not be understood"
 
 

@@ -152,6 +152,8 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
                 facts.pin = facts.pin or PinCause.SESSION_VARIABLE
         elif name in functions.PRIMARY:
             facts.primary = f"calls {name}(), which {functions.PRIMARY[name]}"
+            if name == "connection_id":
+                facts.pin = facts.pin or PinCause.CONNECTION_ID
         return
     if plain and name in functions.NAMED_LOCK:
         facts.functions.add(name)
