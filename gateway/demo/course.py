@@ -14,7 +14,7 @@ from typing import Any, Final
 from gateway.demo import programs
 from gateway.demo.cache import CacheClient, cache_clients
 from gateway.demo.clients import Client, Tally, Violation
-from gateway.demo.gateway_process import WEIGHTS, GatewayServer
+from gateway.demo.gateway_process import WEIGHTS, GatewayServer, require_rules
 from gateway.demo.mysql_servers import Flavor, MysqlFamilyServer, MysqlGroup, mysql_group
 from gateway.demo.servers import MemcachedPools, memcached_group
 from gateway.demo.shop import ShopClient, open_shop, shop_clients
@@ -53,7 +53,8 @@ class Course:
     """One run of the demo on a stack of its own. `say` is called with each event, in words."""
 
     def __init__(self, stack: Stack, flavor: Flavor, seconds: float, say: Callable[[str], None]) -> None:
-        (programs.mariadbd if flavor == "mariadb" else programs.mysqld)()  # before anything is started
+        require_rules()  # and all else that may be missing, before anything is started
+        (programs.mariadbd if flavor == "mariadb" else programs.mysqld)()
         programs.memcached()
         self.stack = stack
         self.flavor = flavor

@@ -30,6 +30,12 @@ WEIGHTS: Final = {"master": (50, 50), "slave": (50, 100, 50)}
 """Servers per pool with their weights, as in the document of kvproxy that the project began with."""
 
 
+def require_rules() -> None:
+    """Raises ConfigError where the project's rule files are not: an installed package has none."""
+    if not RULES.is_dir():
+        raise ConfigError("the demo needs the rule files of the project: run it in a clone", str(RULES))
+
+
 class GatewayServer(Server):
     """One gateway with a MySQL listener on `port` and a memcached listener on `cache_port`."""
 
@@ -40,8 +46,6 @@ class GatewayServer(Server):
         self.group = group
         self.pools = pools
         self.cache_port = stack.port()
-        if not RULES.is_dir():
-            raise ConfigError("the demo needs the rule files of the project: run it in a clone", str(RULES))
 
     @property
     def config_file(self) -> Path:
