@@ -42,13 +42,28 @@ class State:
         return state_of(database, self.collation, self.assignments)
 
     def with_assignments(self, made: tuple[Assignment, ...]) -> State:
-        """The state after `made`: a later assignment to the same variable replaces the earlier one."""
-        kept = dict.fromkeys(self.assignments)
+        """The state after `made`: a later assignment to the same variable replaces the earlier one.
+
+        What says how texts are read (sql_mode, character sets) stays for as long as a value stands behind it that was
+        read so: replayed in this order, every value means what it meant.
+        """
+        kept = list(self.assignments)
         for one in made:
-            for other in [a for a in kept if _replaces(one, a)]:
-                del kept[other]
-            kept[one] = None
-        return state_of(self.database, self.collation, tuple(kept))
+            kept = [other for other in kept if _is_context(other) or not _replaces(one, other)]
+            kept.append(one)
+        # Only the last of the contexts that stand between two values can matter.
+        needed: list[Assignment] = []
+        later: list[Assignment] = []
+        for one in reversed(kept):
+            if not _is_context(one):
+                if _depends_on_context(one):
+                    later.clear()
+            elif any(_replaces(after, one) for after in later):
+                continue
+            else:
+                later.append(one)
+            needed.append(one)
+        return state_of(self.database, self.collation, tuple(reversed(needed)))
 
     def value_of(self, name: str) -> str | None:
         """The SQL text last assigned to a session variable, None if the session never set it."""
@@ -68,6 +83,21 @@ def _replaces(new: Assignment, old: Assignment) -> bool:
 _SET_BY_NAMES: Final = frozenset(
     {"character_set_client", "character_set_connection", "character_set_results", "collation_connection"}
 )
+
+_CONTEXT: Final = _SET_BY_NAMES | {"sql_mode"}
+
+
+def _is_context(one: Assignment) -> bool:
+    """Whether it changes what the texts of later assignments mean."""
+    return one.scope is Scope.NAMES or (one.scope is Scope.SESSION and one.name in _CONTEXT)
+
+
+def _depends_on_context(one: Assignment) -> bool:
+    """Whether its text may mean something else under another sql_mode, or its value be of another character set."""
+    text = one.value
+    quoted = "'" in text or '"' in text
+    return quoted and (one.scope is Scope.USER or '"' in text or "\\" in text or not text.isascii())
+
 
 _interned: WeakValueDictionary[tuple[str | None, int, tuple[Assignment, ...]], State] = WeakValueDictionary()
 
@@ -131,9 +161,10 @@ def commands_to(current: State | None, selected: str | None, wanted: State, armi
     if wanted.database is None and selected is not None:
         return None
     commands: list[bytes] = []
-    if current is not None and current.collation == wanted.collation and _covers(wanted, current):
-        to_make = _differing(wanted.assignments, current.assignments)
-    else:
+    to_make = None
+    if current is not None and current.collation == wanted.collation:
+        to_make = _missing(wanted.assignments, current.assignments)
+    if to_make is None:
         commands += [RESET_CONNECTION, arming.after_reset(wanted.collation)]
         to_make = wanted.assignments
     if wanted.database is not None and wanted.database != selected:
@@ -142,23 +173,26 @@ def commands_to(current: State | None, selected: str | None, wanted: State, armi
     return commands
 
 
-def _covers(wanted: State, current: State) -> bool:
-    """Whether everything that was set in `current` is set in `wanted` too, so that nothing has to be undone."""
-    names = {(one.scope, one.name) for one in wanted.assignments}
-    return all((one.scope, one.name) in names for one in current.assignments)
+def _missing(wanted: tuple[Assignment, ...], current: tuple[Assignment, ...]) -> tuple[Assignment, ...] | None:
+    """What has to be assigned after `current` to come to `wanted`, in order; None if that takes a reset.
 
-
-def _differing(wanted: tuple[Assignment, ...], current: tuple[Assignment, ...]) -> tuple[Assignment, ...]:
-    """What has to be assigned, in order; everything behind a SET NAMES that has to be, since that sets several."""
-    held = set(current)
-    for at, one in enumerate(wanted):
-        if one.scope is Scope.NAMES and one not in held:
-            return tuple(before for before in wanted[:at] if before not in held) + wanted[at:]
-    return tuple(one for one in wanted if one not in held)
+    `wanted` has to begin as `current` does, but for values that are assigned once more later in it.
+    """
+    at = 0
+    skipped: list[Assignment] = []
+    for one in current:
+        if at < len(wanted) and wanted[at] == one:
+            at += 1
+        elif _is_context(one):
+            return None
+        else:
+            skipped.append(one)
+    again = {(one.scope, one.name) for one in wanted[at:]}
+    return wanted[at:] if all((one.scope, one.name) in again for one in skipped) else None
 
 
 def assignments_sql(assignments: tuple[Assignment, ...], *, mariadb: bool) -> list[bytes]:
-    """SET commands for the assignments, in order; SET NAMES stands alone.
+    """SET commands for the assignments, in order; SET NAMES stands alone, and sql_mode last in its command.
 
     MariaDB has transaction_isolation since 11.1 only, and tx_isolation in all versions; MySQL has lost the latter.
     """
@@ -175,6 +209,9 @@ def assignments_sql(assignments: tuple[Assignment, ...], *, mariadb: bool) -> li
         else:
             name = "tx_isolation" if mariadb and one.name == "transaction_isolation" else one.name
             row.append(f"SESSION {name} = {one.value}")
+            if _is_context(one):  # a command is read as a whole under what holds before it
+                commands.append(query("SET " + ", ".join(row)))
+                row = []
     if row:
         commands.append(query("SET " + ", ".join(row)))
     return commands

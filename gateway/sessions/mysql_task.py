@@ -220,8 +220,8 @@ class CommandTask:
         """A READ ONLY transaction began on a replica, and now something would pin the session there for good."""
         if self.session.ran_in_transaction:
             raise Refused(
-                "gateway: this READ ONLY transaction reads from a replica, and the statement has to run at the primary; "
-                "run it before the transaction's first read, or give START TRANSACTION the hint "
+                "gateway: this READ ONLY transaction reads from a replica, and the statement has to run at the "
+                "primary; run it before the transaction's first read, or give START TRANSACTION the hint "
                 "/* gateway: primary */",
                 code=ErrorCode.NOT_SUPPORTED_YET,
                 sqlstate="42000",

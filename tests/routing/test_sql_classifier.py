@@ -71,7 +71,6 @@ def test_a_hint_is_never_taken_from_another_text() -> None:
     [
         ("SET NAMES utf8mb4", [(Scope.NAMES, "names", "utf8mb4")]),
         ("SET NAMES 'utf8mb4' COLLATE utf8mb4_bin", [(Scope.NAMES, "names", "'utf8mb4' COLLATE utf8mb4_bin")]),
-        ("SET CHARACTER SET latin1", [(Scope.NAMES, "character set", "latin1")]),
         ("SET @A = 'x', @b := -2", [(Scope.USER, "a", "'x'"), (Scope.USER, "b", "-2")]),
         ("SET SESSION SQL_MODE = 'ANSI'", [(Scope.SESSION, "sql_mode", "'ANSI'")]),
         ("SET @@session.time_zone = '+01:00'", [(Scope.SESSION, "time_zone", "'+01:00'")]),

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 import pymysql
 import pymysql.connections
@@ -32,8 +32,7 @@ from gateway.demo.stack import Stack
 FIRST_LOOKS: Final = 20.0
 """Seconds until every member must have been seen by a gateway that has just started."""
 
-if TYPE_CHECKING:
-    Connection = pymysql.connections.Connection[Any]
+Connection: TypeAlias = "pymysql.connections.Connection[Any]"  # not generic at run time
 
 
 class SqlGateway(Server):
@@ -251,9 +250,12 @@ def shared_gateways(session_stack: Stack) -> Iterator[dict[str, SqlGateway]]:
         gateway.end()
 
 
-def _shared(name: str, group: MysqlGroup, stack: Stack, started: dict[str, SqlGateway]) -> Iterator[SqlGateway]:
+def shared_gateway(
+    name: str, group: MysqlGroup, stack: Stack, started: dict[str, SqlGateway], **settings: Any
+) -> Iterator[SqlGateway]:
+    """For a fixture: a gateway that several tests share; what each test makes it log is checked after that test."""
     if name not in started:
-        started[name] = SqlGateway(stack, group, general='drain_timeout = "2s"')
+        started[name] = SqlGateway(stack, group, general='drain_timeout = "2s"', **settings)
         started[name].start()
     gateway = started[name]
     gateway.wait_serving()
@@ -267,7 +269,7 @@ def mariadb_gateway(
     mariadb_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]
 ) -> Iterator[SqlGateway]:
     """A gateway before `mariadb_group`, with the defaults, shared between tests."""
-    yield from _shared("mariadb", mariadb_group, session_stack, shared_gateways)
+    yield from shared_gateway("mariadb", mariadb_group, session_stack, shared_gateways)
 
 
 @pytest.fixture
@@ -275,7 +277,7 @@ def mysql9_gateway(
     mysql9_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]
 ) -> Iterator[SqlGateway]:
     """A gateway before `mysql9_group`, with the defaults, shared between tests."""
-    yield from _shared("mysql9", mysql9_group, session_stack, shared_gateways)
+    yield from shared_gateway("mysql9", mysql9_group, session_stack, shared_gateways)
 
 
 @pytest.fixture(params=["mariadb", "mysql9"])
