@@ -194,8 +194,11 @@ class Gateway:
     def _listener_status(served: Served) -> dict[str, object]:
         acceptors = served.acceptors
         return {
-            **served.service.figures(),
+            "listener": served.config.name,
+            "address": str(served.config.listen),
+            "group": served.config.group,
             "protocol": served.config.protocol,
+            **served.service.figures(),
             "connections": sum(acceptor.open for acceptor in acceptors),
             "accepted": sum(acceptor.accepted for acceptor in acceptors),
             "refused_connections": sum(acceptor.refused for acceptor in acceptors),

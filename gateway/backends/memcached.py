@@ -28,7 +28,6 @@ DEPTH_MAX: Final = 4096  # requests in flight: some 40 ms of one memcached threa
 DEPTH_LOW: Final = 1024
 OUTPUT_HIGH_BYTES: Final = 4_194_304  # four values of the default largest size
 OUTPUT_LOW_BYTES: Final = 1_048_576
-RECEIVE_BYTES: Final = 262_144  # per batch: the answers to a batch of thousands of gets
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +97,6 @@ class PipelinedConnection:
         self._drained_again = drained_again
         self._deep = False
         self._overfull = False
-        self.endpoint.receive_bytes = RECEIVE_BYTES
         self.endpoint.high = OUTPUT_HIGH_BYTES
         self.endpoint.low = OUTPUT_LOW_BYTES
         if unread := conversation.hand_over(self):

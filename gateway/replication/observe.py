@@ -227,8 +227,7 @@ async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
         conversation,
         [
             query(
-                f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, "
-                "@@global.character_set_client"
+                f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, @@global.character_set_client"
             ),
             query("SHOW GLOBAL STATUS LIKE 'Uptime'"),
             query(

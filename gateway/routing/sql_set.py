@@ -96,7 +96,7 @@ def _literal(tokens: Sequence[Token], *, words: bool) -> str | None:
 def _names(found: _Found, name: str, tokens: Sequence[Token]) -> None:
     """SET NAMES value [COLLATE value], SET CHARACTER SET value."""
     if name == "character set":
-        return found.pinned(PinCause.SESSION_VARIABLE, "sets the connection's collation to that of the database at hand")
+        return found.pinned(PinCause.SESSION_VARIABLE, "sets the collation to that of the database at hand")
     values = []
     for index, token in enumerate(tokens):
         if index == 1 and token.word == "COLLATE" and name == "names" and len(tokens) == 3:

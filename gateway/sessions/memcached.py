@@ -113,7 +113,7 @@ class MemcachedService:
     def figures(self) -> dict[str, object]:
         """Counters of the listener, as plain values."""
         return {
-            "name": self.listener.name,
+            "listener": self.listener.name,
             "group": self.topology.name,
             "sessions": len(self.sessions),
             "reads": {field.name: getattr(self.reasons, field.name) for field in fields(Reasons)},

@@ -25,6 +25,7 @@ from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.commands import argument_of
 from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.protocol.mysql.handshake import LoggedIn
+from gateway.protocol.mysql.ok_packet import ServerError
 from gateway.protocol.mysql.packets import PacketError, PacketReader, packets_in
 from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
@@ -269,18 +270,8 @@ class MysqlSession:
         assert member is not None
         self._end_exchange()
         error = tracker.error
-        if (
-            error is not None
-            and error.code in REFUSED_AS_WRITE
-            and connection.arming.replica
-            and tracker.refused
-            and self.held is None
-            and operation.transaction is TransactionEffect.NONE
-        ):
-            # The second fence: it was no read after all. Nothing was sent to the client, nothing was carried out.
-            member.pool.give_back(connection)
-            self.service.learn_write(self.raw, self.kept.reading, operation)
-            self._task_takes(Declined(self.raw, BackendRefused(error.message, error.code), member.name))
+        if error is not None and (elsewhere := self._to_be_asked_elsewhere(connection, operation, error)):
+            self._task_takes(elsewhere)
             return
         if answer:
             self.endpoint.send(answer)
@@ -329,6 +320,22 @@ class MysqlSession:
             self.finish_for_task(None)
         elif self._backlog or self._closing:
             self._resume()
+
+    def _to_be_asked_elsewhere(
+        self, connection: MysqlConnection, operation: SqlOperation, error: ServerError
+    ) -> Declined | None:
+        """A replica's refusal that is no answer for the client: nothing was sent to it, nothing was carried out."""
+        alone = self.held is None and operation.transaction is TransactionEffect.NONE
+        if not (alone and connection.arming.replica and self._tracker.refused):
+            return None
+        if error.code in REFUSED_AS_WRITE:  # the second fence: it was no read after all
+            connection.home.give_back(connection)
+            self.service.learn_write(self.raw, self.kept.reading, operation)
+            return Declined(self.raw, BackendRefused(error.message, error.code), connection.member)
+        if error.code == ErrorCode.SERVER_SHUTDOWN:
+            connection.close()
+            return Declined(self.raw, ConnectionResetError(error.message), connection.member)
+        return None
 
     def backend_lost(self, connection: MysqlConnection, error: Exception) -> None:
         """The connection broke. It is closed already, and its place given back."""

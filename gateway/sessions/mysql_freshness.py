@@ -160,6 +160,11 @@ class Freshness:
                 best = member
         return best
 
+    def _nearest(self, waitable: tuple[MemberView, ...]) -> SqlMember:
+        """Who is likely to have what is waited for first; of equals, who is least busy."""
+        furthest = max(view.current_as_of or 0.0 for view in waitable)
+        return self._least_busy(tuple(view for view in waitable if (view.current_as_of or 0.0) == furthest))
+
     async def choose(self, policy: Policy) -> tuple[SqlMember | None, str]:
         """The replica for a read after waiting at most `freshness_wait`, or None; and in words why."""
         started = trio.current_time()
@@ -190,6 +195,5 @@ class Freshness:
                     continue
                 await trio.sleep(pause)
                 pause = min(max(pause * 2, PAUSES_SECONDS[0]), PAUSES_SECONDS[1])
-                nearest = max(candidates.waitable, key=lambda view: view.current_as_of or 0.0)
-                await self._topology.members[nearest.name].observer.seen_after(now)
+                await self._nearest(candidates.waitable).observer.seen_after(now)
             self._snapshot = None

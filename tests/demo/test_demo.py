@@ -20,7 +20,7 @@ import pymysql
 import pytest
 from pymemcache.client.base import Client as MemcacheClient
 
-from gateway.demo.programs import FOLDER_VARIABLE
+from gateway.demo.programs import FOLDER_VARIABLE, ServerMissingError, mysqld
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
@@ -204,3 +204,13 @@ def test_too_few_seconds_are_a_usage_error(start: Callable[..., Demo]) -> None:
     demo = start("--seconds", "1")
     assert demo.end() == 2
     assert len(demo.output.splitlines()) == 1
+
+
+def test_mysql_in_place_of_mariadb(start: Callable[..., Demo]) -> None:
+    try:
+        mysqld()
+    except ServerMissingError as missing:
+        pytest.skip(str(missing))
+    demo = start("--mysql", "--seconds", SECONDS)
+    assert demo.end() == 0, demo.output
+    assert "a MySQL primary" in demo.output
