@@ -54,6 +54,7 @@ class PipelinedConnection:
         "_expected",
         "_lane",
         "_on_loss",
+        "_out",
         "_overfull",
         "_timeout",
         "addresses",
@@ -97,6 +98,7 @@ class PipelinedConnection:
         self._drained_again = drained_again
         self._deep = False
         self._overfull = False
+        self._out: list[bytes] = []  # of this batch
         self.endpoint.high = OUTPUT_HIGH_BYTES
         self.endpoint.low = OUTPUT_LOW_BYTES
         if unread := conversation.hand_over(self):
@@ -104,13 +106,23 @@ class PipelinedConnection:
 
     def send(self, request: Request, waiter: Waiter) -> None:
         """Queues a request. Only within a batch (`lane.batch` from a task), and not once `closed`."""
-        waiting = self.waiting
-        waiting.append(waiter)
+        self.waiting.append(waiter)
         self._expected.append(request)
-        self.endpoint.write(request.raw)
-        if len(waiting) == 1:
+        out = self._out
+        out.append(request.raw)
+        if len(out) == 1:
+            self._lane.after_batch(self._send_batch)
+
+    def _send_batch(self) -> None:
+        out = self._out
+        chunk = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        if self.closed:
+            return
+        self.endpoint.write(chunk)
+        if self.endpoint.deadline == math.inf:
             self.endpoint.deadline = self._lane.now + self._timeout
-        elif len(waiting) > DEPTH_MAX:
+        if len(self.waiting) > DEPTH_MAX:
             self._deep = self.full = True
 
     @property

@@ -113,8 +113,8 @@ class Enquiry:
         return candidates.pop() if candidates and len(candidates) == 1 else None
 
     async def connections(self) -> dict[bytes, bytes]:
-        """State by address of all connections that the server has. Unix sockets all have one address: the
-        descriptor tells them apart."""
+        """State of all connections that the server has, by address and descriptor: no two that are open have both
+        the same, whatever lies between or is used again."""
         reply = await self.ask(STATS_CONNS)
         if reply.code is not Code.STATS:
             raise ProtocolError(f"`stats conns` is answered by {reply.line[:60]!r}")
@@ -124,19 +124,18 @@ class Enquiry:
             if match:
                 found.setdefault(match[1], {})[match[2]] = match[3]
         return {
-            b"%b %b" % (conn[b"addr"], fd) if conn[b"addr"].startswith(b"unix:") else conn[b"addr"]: conn.get(
-                b"state", b""
-            )
-            for fd, conn in found.items()
-            if b"addr" in conn
+            b"%b fd %b" % (conn[b"addr"], fd): conn.get(b"state", b"") for fd, conn in found.items() if b"addr" in conn
         }
 
     async def wait_until_gone(self, footprints: list[Footprint], greeting: Greeting, patience: float) -> None:
         """Returns when the server has none of these connections any more. Raises TooSlowError when it is silent for
         `patience` seconds, OSError and ProtocolError; it may be asked again on another connection."""
-        left = [footprint for footprint in footprints if footprint.instance == greeting.instance]
-        if any(footprint.seen == greeting.seen for footprint in left):
-            raise ConnectionAbortedError("the new connection has the old one's address")
+        left = [
+            footprint
+            for footprint in footprints
+            # Where this connection has an old one's address and descriptor, the server has closed the old one.
+            if footprint.instance == greeting.instance and footprint.seen != greeting.seen
+        ]
         polls = 0
         pause = POLL_SECONDS
         while left:

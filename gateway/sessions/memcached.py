@@ -84,7 +84,10 @@ class MemcachedService:
 
     async def serve(self, sock: socket.socket) -> None:
         """Owns one client's connection until it ends."""
-        session = MemcachedSession(self, sock)
+        try:
+            session = MemcachedSession(self, sock)
+        except OSError:
+            return  # it has gone already
         self.sessions.add(session)
         try:
             await session.run()
@@ -127,6 +130,7 @@ class MemcachedSession:
 
     __slots__ = (
         "_bytes_seen",
+        "_client",
         "_closing",
         "_decoder",
         "_empty",
@@ -154,6 +158,8 @@ class MemcachedSession:
     def __init__(self, service: MemcachedService, sock: socket.socket) -> None:
         self.service = service
         self.topology = service.topology
+        peer = sock.getpeername()
+        self._client = peer[0] if isinstance(peer, tuple) else ""  # its address, as rules match it
         self.slots: deque[Slot] = deque()
         self.at_replica = 0  # reads that are at a replica
         self.held = 0  # bytes of answers that wait for earlier ones
@@ -172,16 +178,14 @@ class MemcachedSession:
         self.endpoint.deadline = trio.current_time() + service.listener.idle_timeout
         self.write: Callable[[bytes], None] = self.endpoint.write
         self._requests: Requests[Request] = Requests(service.lane, self.resume)
-        self._read_policy = False
+        self._read_policy = False  # whether a rule may say something about a read
         self.take_rules()
 
     def take_rules(self) -> None:
         """Rules and configuration as they are for this connection."""
-        service = self.service
-        address = self.endpoint.sock.getpeername() if not self.endpoint.closed else ""
-        client = address[0] if isinstance(address, tuple) else ""
-        self._policies = KeyPolicies.of(service.rules, service.topology.config, service.listener.name, "", client)
-        self._read_policy = bool(service.rules.key_rules(service.listener.name, "", client))
+        rules, listener, client = self.service.rules, self.service.listener.name, self._client
+        self._policies = KeyPolicies.of(rules, self.topology.config, listener, "", client)
+        self._read_policy = bool(rules.key_rules(listener, "", client))
 
     # -- the task
 
@@ -381,13 +385,26 @@ class MemcachedSession:
             return self._multiget(request)
         key = keys[0]
         topology = self.topology
-        if topology.read_pools:
-            replica = self._replica_for(key)
+        pools = topology.read_pools
+        if pools:
+            # `_replica_for` in short, for the most frequent case of all
+            pool = pools[0]
+            replica: ReplicaServer | None = pool.servers[pool.place(key)]
+            if (
+                len(pools) == 1
+                and replica.readable  # type: ignore[union-attr]
+                and key not in replica.pending  # type: ignore[union-attr]
+                and not self._read_policy
+                and not replica.connection.full  # type: ignore[union-attr]
+            ):
+                self.service.reasons.replica += 1
+            else:
+                replica = self._replica_for(key)
             if replica is not None:
-                slot: Slot = ReplicaRead(self, request, key)
+                slot = ReplicaRead(self, request, key)
                 self.slots.append(slot)
                 replica.reads += 1
-                replica.connection.send(request, slot)  # type: ignore[union-attr, arg-type]  # readable means connected
+                replica.connection.send(request, slot)  # type: ignore[union-attr]  # readable means connected
                 return True
         else:
             self.service.reasons.configured += 1

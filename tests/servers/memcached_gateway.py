@@ -70,7 +70,12 @@ def group_config(pools: Mapping[str, Sequence[Server]], **settings: Any) -> Memc
 
 @asynccontextmanager
 async def memcached_gateway(
-    pools: Mapping[str, Sequence[Server]], *, rules: RuleSet = NO_RULES, limit: int = 10_000, **settings: Any
+    pools: Mapping[str, Sequence[Server]],
+    *,
+    rules: RuleSet = NO_RULES,
+    limit: int = 10_000,
+    idle_timeout: float = 3600.0,
+    **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
     """Serves until the block ends."""
     lane = Lane()
@@ -82,7 +87,13 @@ async def memcached_gateway(
                 await nursery.start(topology.run)
                 (sock,) = bind_tcp("127.0.0.1", 0)
                 address = sock.getsockname()
-                listener = Listener(name="cache", protocol="memcached", listen=Address(*address), group="sessions")
+                listener = Listener(
+                    name="cache",
+                    protocol="memcached",
+                    listen=Address(*address),
+                    group="sessions",
+                    idle_timeout=idle_timeout,
+                )
                 service = MemcachedService(lane, listener, topology, rules)
                 acceptor = Acceptor(
                     lane, sock, nursery, service.serve, name="cache", limit=limit, refusal=service.refusal

@@ -446,3 +446,71 @@ def test_same_session_never_overtakes_its_own_read(stack: Stack) -> None:
                 )
 
     trio.run(check)
+
+
+async def test_clients_are_paused_while_a_server_takes_nothing(stack: Stack) -> None:
+    server = MemcachedServer(stack)
+    server.start()
+    async with memcached_gateway({"master": [server]}) as gateway:
+        count, value = 80, b"v" * 500_000
+        server.pause()
+
+        def upload() -> bytes:
+            return transcript(
+                gateway.address, b"".join(b"set k 0 0 %d\r\n%b\r\n" % (len(value), value) for _ in range(count))
+            )
+
+        answers: list[bytes] = []
+
+        async def client() -> None:
+            answers.append(await trio.to_thread.run_sync(upload))
+
+        connection = gateway.topology.primary[0].connection
+        assert connection is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            await until(lambda: connection.full)
+            await trio.sleep(0.3)
+            assert connection.endpoint.queued < 8_000_000
+            (session,) = gateway.service.sessions
+            assert not session.endpoint.reading
+            server.resume()
+        assert answers == [b"STORED\r\n" * count]
+        assert gateway.topology.primary[0].link.connected == 1
+
+
+async def test_many_answers_due_pause_their_client(memcached_pools: MemcachedPools) -> None:
+    pools = memcached_pools
+    async with memcached_gateway({"master": pools["master"]}) as gateway:
+        for server in pools["master"]:
+            server.pause()
+        with gateway.connect() as connection:
+            connection.settimeout(0.0)
+            sent = 0
+            while True:
+                try:
+                    sent += connection.send(b"get k\r\n" * 5000)
+                except BlockingIOError:
+                    break
+                await trio.sleep(0.01)
+            (session,) = gateway.service.sessions
+            assert not session.endpoint.reading
+            assert len(session.slots) < 20_000
+            for server in pools["master"]:
+                server.resume()
+            received = 0
+            while received < sent // 7 * 5:
+                await trio.sleep(0.001)
+                try:
+                    received += len(connection.recv(1 << 20))
+                except BlockingIOError:
+                    continue
+            assert not session.slots
+
+
+async def test_idle_client_is_closed(memcached_pools: MemcachedPools) -> None:
+    pools = memcached_pools
+    async with memcached_gateway({"master": pools["master"]}, idle_timeout=0.2) as gateway:
+        with gateway.connect() as connection:
+            assert await trio.to_thread.run_sync(connection.recv, 10) == b""
+        assert await ask(gateway, b"get k\r\n") == b"END\r\n"
