@@ -318,10 +318,16 @@ class MemberPool:
         for connection in [*self._clean_ones(), *self._bound]:
             connection.close()
 
-    def close_all(self) -> None:
+    def close_all(self, why: str = "the gateway gave the connection up") -> None:
         """Closes every connection; sessions that hold one are told that it was lost."""
         for connection in list(self._all):
-            connection.lost(ConnectionAbortedError("the gateway gave the connection up"))
+            connection.lost(ConnectionAbortedError(why))
+
+    def give_up_primary(self) -> None:
+        """Closes what was opened to the member as the primary: another one is, and this one must not be written to."""
+        for connection in list(self._all):
+            if not connection.arming.replica:
+                connection.lost(ConnectionAbortedError("another server is the primary now"))
 
     async def maintain(self) -> None:
         """Replaces what has grown old, and keeps `min_idle` connections ready for credentials in use."""

@@ -156,14 +156,17 @@ class Observation:
         return state is not None and state.io_running == "Yes" and state.sql_running == "Yes"
 
 
-def replica_fault(observation: Observation) -> str | None:
-    """Why a member must not serve as a replica, whatever its lag; None if it may."""
+def replica_fault(observation: Observation, *, without_source: bool = False) -> str | None:
+    """Why a member must not serve as a replica, whatever its lag; None if it may.
+
+    `without_source`: the primary answers nobody, so that no replica can be connected to it.
+    """
     state = observation.replication
     if state is None:
         return "does not replicate from anybody"
     if state.sql_running != "Yes":
         return f"replication is stopped: {state.sql_error or 'its applier thread does not run'}"
-    if state.io_running != "Yes":
+    if state.io_running != "Yes" and not without_source:
         return f"replication is not connected to {state.source}: {state.io_error or state.io_running}"
     if state.filters:
         return f"replication is filtered ({state.filters}), so its position does not say what it has"

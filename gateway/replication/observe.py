@@ -67,7 +67,7 @@ class Observer:
         interval: float,
         patience: float,
         seen: Callable[[ServerIdentity, Observation], None],
-        failed: Callable[[str, str], None],
+        failed: Callable[[str, str, bool], None],
     ) -> None:
         """`interval` between looks and `patience` with a silent server are in seconds."""
         self.member = member
@@ -98,7 +98,7 @@ class Observer:
                     await self._observe(conversation, connected.greeting.server_version)
                     wait = RECONNECT_SECONDS[0]
                 except trio.TooSlowError:
-                    self._fail(f"did not answer for {self._patience:g} s")
+                    self._fail(f"did not answer for {self._patience:g} s", silent=True)
                 except (OSError, BackendRefused, ProtocolError) as error:
                     if self.failure is None:
                         wait = RECONNECT_SECONDS[0]
@@ -164,10 +164,10 @@ class Observer:
         self._tell()
         return known
 
-    def _fail(self, failure: str) -> None:
+    def _fail(self, failure: str, *, silent: bool = False) -> None:
         self.last = None
         self.failure = failure
-        self._failed(self.member, failure)
+        self._failed(self.member, failure, silent)
         self._tell()
 
     def _tell(self) -> None:

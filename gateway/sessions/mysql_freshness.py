@@ -64,6 +64,9 @@ class Freshness:
     def wrote(self, member: str, gtid: str) -> None:
         """A reply told the position of a write."""
         self._snapshot = None
+        snapshot = self._topology.snapshot
+        if snapshot.epoch != self.epoch and member == self._topology.primary:
+            self._enter_epoch(snapshot)  # now: what is added belongs to the new history
         token = self.token
         if token is None:
             identity = self._topology.identity
@@ -74,7 +77,7 @@ class Freshness:
             if primary is not None and primary.position is not None and primary.position.covers(token):
                 token = primary.position  # asks a little more of a replica, and has no gaps
         self.token = token
-        if self.seen == member and self._one_history(member):
+        if self.seen == member and self.epoch == snapshot.epoch and self._one_history(member):
             self.seen = None  # what it showed before was committed before this write
 
     def _one_history(self, member: str) -> bool:
@@ -144,7 +147,9 @@ class Freshness:
         if self.token is None and self.seen is None:
             self.epoch = snapshot.epoch
         elif start is not None:
-            self.token, self.seen, self.epoch = start, None, snapshot.epoch
+            self.token, self.epoch = start, snapshot.epoch
+            if snapshot.primary is None or self.seen != snapshot.primary.name:
+                self.seen = None
         elif snapshot.primary is not None:
             self.saw(snapshot.primary.name, trio.current_time())
 

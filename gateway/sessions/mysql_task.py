@@ -185,8 +185,22 @@ class CommandTask:
                 await self._run_read(raw, operation, policy)
             else:
                 await self._run_at_primary(raw, operation, policy, staying)
+        elif self.session.topology.primary_member is None and await self._set_at_replica(raw, operation, policy):
+            return
         else:
             await self._run_at_primary(raw, operation, policy, policy.reason)
+
+    async def _set_at_replica(self, raw: bytes, operation: SqlOperation, policy: Policy) -> bool:
+        """Without a primary, what only sets what follows the session is proven by any server: reads go on."""
+        if operation.kind is not Kind.SESSION or operation.pin is not None or operation.unpin is not None:
+            return False
+        for view in self.session.topology.snapshot.replicas:
+            member = self.session.topology.members[view.name]
+            if view.fault is None and member.pool.arming is not None:
+                connection = await member.pool.take(self.session.credentials, self.session.kept.state)
+                await self._exchange(connection, member, raw, operation, policy, "there is no primary at the moment")
+                return True
+        return False
 
     async def _leave_replica(self, held: MysqlConnection, operation: SqlOperation) -> None:
         """A READ ONLY transaction is open at a replica, and this statement cannot be carried out there."""

@@ -36,6 +36,7 @@ class SqlMember:
     served: Counter[str] = field(default_factory=Counter)  # by reason
     reads: int = 0
     writes: int = 0
+    failed_at: float | None = None  # Trio's clock; None while it answers
 
     @property
     def name(self) -> str:
@@ -60,6 +61,7 @@ class Topology:
         self.members: dict[str, SqlMember] = {}
         self.has_replicas = len(config.members) > 1
         self._changed = trio.Event()
+        self._first_look = True  # nobody is the primary before all have had the time to say that they are
         for member in config.members:
             limit = min(config.pool.size, member.max_connections or config.pool.size)
             pool = MemberPool(lane, member.name, member.address, config.pool, limit)
@@ -87,6 +89,9 @@ class Topology:
                     for member in self.members.values():
                         while member.observer.last is None and member.observer.failure == "has not answered yet":
                             await self.changed()
+                self._first_look = False
+                self._choose_primary()
+                self._publish(trio.current_time())
                 task_status.started()
                 while True:
                     await trio.sleep(MAINTENANCE_SECONDS)
@@ -134,25 +139,38 @@ class Topology:
             if restarted:
                 log.info("server answers again", group=self.name, member=member.name, version=identity.version)
                 member.pool.close_idle()
+        member.failed_at = None
         self._choose_primary()
         if observation.member == self.primary:
-            self.clock.sample(observation.sent_at, observation.position)
-            if self.epoch_position is None:
-                self.epoch_position = observation.position
+            self._sample(observation)
         self._publish(observation.sent_at)
 
-    def _failed(self, name: str, failure: str) -> None:
+    def _sample(self, observation: Observation) -> None:
+        """The primary was seen."""
+        self.clock.sample(observation.sent_at, observation.position)
+        if self.epoch_position is None:
+            self.epoch_position = observation.position
+
+    def _failed(self, name: str, failure: str, silent: bool) -> None:
+        """`silent`: it did not answer in time, rather than that something answered or ended the connection."""
         member = self.members[name]
+        if member.failed_at is None:
+            member.failed_at = trio.current_time()
         view = self.snapshot.by_name[name]
         if view.fault != failure:
             log.warning("member does not answer", group=self.name, member=name, error=failure)
-        member.pool.close_idle()
+        if silent and name != self.primary:
+            member.pool.close_all(failure)  # who waits there for the answer to a read asks somebody else
+        else:
+            member.pool.close_idle()
         if name == self.primary:
             self.clock.freeze()
         self._publish(trio.current_time())
 
     def _choose_primary(self) -> None:
         """The one member that takes writes and replicates from nobody, or the one that the configuration names."""
+        if self._first_look:
+            return
         fixed = self.config.primary
         if fixed != "auto":
             chosen: str | None = str(fixed)
@@ -166,7 +184,9 @@ class Topology:
                 if (seen := member.observer.last) is not None and seen.is_writable and seen.replication is None
             ]
             if len(writable) == 1:
-                chosen, self.trouble = writable[0], None
+                chosen = self.primary if self._may_come_back(self.primary) else writable[0]
+                if chosen == writable[0]:
+                    self.trouble = None
             elif not writable:
                 chosen = self.primary
                 last = self.members[chosen].observer.last if chosen else None
@@ -181,13 +201,24 @@ class Topology:
                 self.trouble = f"more than one server is writable: {', '.join(writable)}"
         if chosen != self.primary:
             log.warning("primary", group=self.name, primary=chosen, before=self.primary, trouble=self.trouble)
-            if chosen is not None:
-                self.epoch += 1
-                self.epoch_position = None
-                self.clock.reset()
-            else:
-                self.clock.freeze()
             self.primary = chosen
+            if chosen is None:
+                self.clock.freeze()
+                return
+            self.epoch += 1
+            self.epoch_position = None
+            self.clock.reset()
+            last = self.members[chosen].observer.last
+            if last is not None:
+                self._sample(last)
+            for member in self.members.values():
+                if member.name != chosen:  # whoever still writes there would write into another history
+                    member.pool.give_up_primary()
+
+    def _may_come_back(self, name: str | None) -> bool:
+        """Whether a primary failed so lately that nobody takes its place yet."""
+        failed_at = self.members[name].failed_at if name is not None else None
+        return failed_at is not None and trio.current_time() - failed_at < self.config.failure_detection
 
     def _publish(self, now: float) -> None:
         self.snapshot = self._take_snapshot(now)
@@ -221,7 +252,7 @@ class Topology:
             role = Role.PRIMARY if member.name == self.primary else Role.REPLICA
             fault = member.observer.failure
             if seen is not None:
-                fault = self._primary_fault(seen) if role is Role.PRIMARY else replica_fault(seen)
+                fault = self._primary_fault(seen) if role is Role.PRIMARY else self._replica_fault(seen)
             yield MemberView(
                 name=member.name,
                 role=role,
@@ -232,6 +263,10 @@ class Topology:
                 weight=member.config.weight,
                 backup=member.config.backup,
             )
+
+    def _replica_fault(self, seen: Observation) -> str | None:
+        # That it is not connected to a primary which does not answer anybody is no fault of its own.
+        return replica_fault(seen, without_source=self.clock.frozen_at is not None)
 
     def _primary_fault(self, seen: Observation) -> str | None:
         return None if seen.is_writable else "is configured as the primary, but read-only"
