@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.protocol.memcached import encoder
 from gateway.protocol.memcached.reply import Code, Reply, merge_blocks
 from gateway.protocol.memcached.request import Request
 
 if TYPE_CHECKING:
-    from gateway.sessions.memcached import MemcachedSession
+    from gateway.sessions.memcached_session import MemcachedSession
     from gateway.topology.memcached_servers import PrimaryServer
 
 MISS: Final = b"END\r\n"
@@ -168,7 +169,21 @@ class Merge(Slot):
                 self.error = reply.raw
         self.ended()
 
+    def ask_primary(self, keys: list[bytes], verb: bytes = b"get") -> None:
+        """Sends one part to each primary server that owns some of these keys."""
+        by_server: dict[PrimaryServer, list[bytes]] = {}
+        for key in keys:
+            by_server.setdefault(self.session.topology.server_of(key), []).append(key)
+        for server, some in by_server.items():
+            if server.connection is None:
+                server.down_misses += len(some)
+            else:
+                self.missing += 1
+                server.reads += len(some)
+                server.connection.send(encoder.get(some, verb), MergePart(self, server, len(some)))
+
     def hold(self, raw: bytes) -> None:
+        """Keeps part of the answer."""
         self.held += len(raw)
         self.session.hold(raw)
 
@@ -228,10 +243,10 @@ class ReplicaMergePart:
                 found = {key for key, _ in blocks}
                 missed = [key for key in self.keys if key not in found]
                 session.service.reasons.missed += len(missed)
-                session.ask_primary(merge, missed)
+                merge.ask_primary(missed)
         else:
             session.service.reasons.missed += len(self.keys)
-            session.ask_primary(merge, self.keys)
+            merge.ask_primary(self.keys)
         merge.part(reply)
 
 

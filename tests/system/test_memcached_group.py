@@ -19,7 +19,7 @@ from gateway.replication.log.follower import FollowerState
 from gateway.replication.log.ledger import Dropped
 from gateway.rules.compile import RuleSet
 from gateway.rules.load import read_rules
-from gateway.sessions import memcached as sessions
+from gateway.sessions import memcached_session
 
 pytestmark = pytest.mark.servers
 
@@ -380,7 +380,7 @@ async def test_client_that_does_not_read_is_closed_within_its_budget(
     memcached_pools: MemcachedPools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools = memcached_pools
-    monkeypatch.setattr(sessions, "CLIENT_BUDGET_BYTES", 4_000_000)
+    monkeypatch.setattr(memcached_session, "CLIENT_BUDGET_BYTES", 4_000_000)
     async with memcached_gateway(pools) as gateway:
         await until(lambda: gateway.streaming)
         large = b"".join(b"set %b 0 0 500000\r\n%b\r\n" % (key, b"v" * 500_000) for key in KEYS)
