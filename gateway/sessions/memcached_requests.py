@@ -168,7 +168,7 @@ def write(session: MemcachedSession, request: Request, instead: bytes | None = N
     topology = session.topology
     obstacle = refused(policy.block) if policy.block is not None else topology.refusal
     if obstacle is None:
-        if topology.frozen:
+        if topology.flush.frozen:
             return session.wait_for_group()
         if session.at_replica and _own_read(session, key):
             return session.wait_for_answers()
@@ -206,7 +206,7 @@ def get_and_touch(session: MemcachedSession, request: Request) -> bool:
     if obstacle is not None:
         session.answer_now(obstacle)
         return True
-    if topology.frozen:
+    if topology.flush.frozen:
         return session.wait_for_group()
     if session.at_replica and any(_own_read(session, key) for key in keys):
         return session.wait_for_answers()

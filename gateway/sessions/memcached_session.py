@@ -115,7 +115,7 @@ class MemcachedSession:
     async def _handle(self, request: Request) -> None:
         if KEY_OPERATIONS[request.verb].effect is Effect.FLUSH:
             await self._settled()
-            answer = await self.topology.flush(request.exptime)
+            answer = await self.topology.flush.ask(request.exptime)
         else:
             answer = await answer_locally(self.service, request)
         if not request.noreply:

@@ -29,35 +29,32 @@ from gateway.protocol.memcached.request import Request
 from gateway.replication.log.backlog import Backlog
 from gateway.replication.log.follower import CONNECTED, Follower, FollowerState
 from gateway.replication.log.record import OVERHEAD_BYTES, Record, RecordKind
+from gateway.replication.log.shipping import Shipping
 from gateway.replication.log.synchronous import STILL_SHIPPED, SyncWait, SyncWaits
 from gateway.replication.position import LogPosition
-from gateway.routing.kv import KEY_OPERATIONS, deadline
+from gateway.routing.kv import KEY_OPERATIONS
 from gateway.routing.operation import Effect
 from gateway.rules.policy import Replicate
+from gateway.topology.memcached_flush import Flush
 from gateway.topology.memcached_servers import PrimaryServer, ReplicaPool, ReplicaServer, ring_of
-from gateway.topology.memcached_writes import NOBODY, PING, Answer, Change, Fetch, FlushPart, LocalWrite, Write
+from gateway.topology.memcached_writes import NOBODY, PING, Answer, Change, Fetch, LocalWrite, Write
 
 TICK_SECONDS: Final = 0.1  # how late a synchronous write is given up
 TICKS_PER_CHECK: Final = 10
 FIRST_LOOK_SECONDS: Final = 1.0  # how long a start waits until every server was reached, or could not be
-SHIP_AFTER_BATCHES: Final = 16  # some 3 ms under load
 DRAIN_SECONDS: Final = 10.0
 DRAIN_POLL_SECONDS: Final = 0.02
 LOCAL_KEYS_MAX: Final = 1_000_000  # some 100 MiB; beyond it they are forgotten, and deleted on the replicas once more
 
 _CHANGES: Final = frozenset(verb for verb, operation in KEY_OPERATIONS.items() if operation.effect is Effect.CHANGE)
-_FLUSH_LOST: Final = (
-    b"SERVER_ERROR flush_all reached not all primary servers: outcome unknown, it was not tried again\r\n"
-)
-
 log = structlog.get_logger(__name__)
 
 
 class MemcachedTopology:
-    """One group. Everything but `run`, `drain` and `flush` is synchronous and belongs into a batch.
+    """One group. Everything but `run` and `drain` is synchronous and belongs into a batch.
 
-    `read_pools` are those that reads may go to; `frozen` that writes wait until a flush has ended; `refusal` what
-    writes are answered while too few replicas are in step, or None.
+    `read_pools` are those that reads may go to; `refusal` is what writes are answered while too few replicas are in
+    step, or None.
     """
 
     def __init__(self, config: MemcachedGroup, lane: Lane) -> None:
@@ -66,16 +63,16 @@ class MemcachedTopology:
         self.lane = lane
         self.log = Backlog(config.backlog, self._held_offset, self._cutting)
         self.sync_waits = SyncWaits()
-        self.frozen = False
         self.refusal: bytes | None = None
-        self.flushes = 0
+        self.flush = Flush(self)
         self.resync_reason: str | None = None
         pool = config.pools[config.primary]
         self.primary_place = ring_of(config, pool)
         self.primary = [
-            PrimaryServer(lane, server, ready=self._primary_ready, drained=self._drained) for server in pool.servers
+            PrimaryServer(lane, server, ready=self._primary_ready, drained=self.unstall) for server in pool.servers
         ]
         self.replica_pools: list[ReplicaPool] = []
+        shipping = Shipping(lane)
         for name in config.replicas:
             replica = config.pools[name]
             servers = [
@@ -86,9 +83,9 @@ class MemcachedTopology:
                     config,
                     self.log,
                     ready=self._follower_ready,
-                    schedule=self._ship_soon,
+                    schedule=shipping.soon,
                     changed=self._look_at_replicas,
-                    drained=self._drained,
+                    drained=self.unstall,
                 )
                 for server in replica.servers
             ]
@@ -97,14 +94,8 @@ class MemcachedTopology:
         self.followers = [server.follower for server in self.replicas]
         self.read_pools = tuple(self.replica_pools)
         self._stalled: dict[Serves, Callable[[], None]] = {}
-        self._ships: list[Callable[[], None]] = []
-        self._batches_waited = 0
-        self._events_seen = 0
         self._unseen = set(self.primary)
         self._local: set[bytes] | None = None
-        self._thaw = trio.Event()
-        self._flush_timer: trio.CancelScope | None = None
-        self._nursery: trio.Nursery | None = None
         self._look_at_replicas()
 
     # -- tasks
@@ -114,7 +105,7 @@ class MemcachedTopology:
         once, at the latest after FIRST_LOOK_SECONDS."""
         links = [*self._links(), *(server.following for server in self.replicas)]
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self.flush.nursery = nursery
             for link in links:
                 nursery.start_soon(link.run, name=f"{self.name}: connection to {link.name}")
             with trio.move_on_after(FIRST_LOOK_SECONDS):
@@ -222,7 +213,7 @@ class MemcachedTopology:
         has; `serves` is blamed for its exceptions."""
         self._stalled[serves] = resume
 
-    def _drained(self) -> None:
+    def unstall(self) -> None:
         stalled, self._stalled = self._stalled, {}
         for serves, resume in stalled.items():
             self.lane.again(resume, serves)
@@ -363,26 +354,6 @@ class MemcachedTopology:
             if record.sync is not None:
                 self.lane.after_batch(owner.ship)  # somebody waits
 
-    def _ship_soon(self, ship: Callable[[], None]) -> None:
-        """Ships when the lane has nothing else to do, at the latest after some batches. Under load that saves a send
-        and a receive for each replica server and batch, which cost more than all that Python does for a record."""
-        self._ships.append(ship)
-        if len(self._ships) == 1:
-            self._batches_waited = 0
-            self._events_seen = self.lane.events
-            self.lane.again(self._ship_or_wait)
-
-    def _ship_or_wait(self) -> None:
-        events = self.lane.events
-        if events == self._events_seen or self._batches_waited >= SHIP_AFTER_BATCHES:
-            ships, self._ships = self._ships, []
-            for ship in ships:
-                ship()
-        else:
-            self._batches_waited += 1
-            self._events_seen = events
-            self.lane.again(self._ship_or_wait)
-
     def wait_for_owners(self, record: Record, reply: bytes, answer: Answer) -> None:
         """Answers when every owner has applied the record, which is appended next."""
 
@@ -401,88 +372,6 @@ class MemcachedTopology:
             answer.complete(reply)
         else:
             answer.complete(f"SERVER_ERROR {STILL_SHIPPED}: {reason}\r\n".encode())
-
-    # -- flush
-
-    async def flush(self, delay: int) -> bytes:
-        """What a flush_all is answered. `delay` as the client gave it: seconds, over 30 days a Unix time, or 0.
-
-        A delayed one is a timer here and replaces an earlier one, as it would at a server."""
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        if delay > 0:
-            assert self._nursery is not None
-            clock_offset = max((server.clock_offset for server in self.primary), default=0.0)
-            now = trio.current_time()
-            self._flush_timer = trio.CancelScope()
-            self._nursery.start_soon(
-                self._flush_later, deadline(delay, now, clock_offset), self._flush_timer, name="delayed flush_all"
-            )
-            return b"OK\r\n"
-        while self.frozen:
-            await self._thaw.wait()
-        down = next((server for server in self.primary if server.connection is None), None)
-        if down is not None:
-            return down.unreachable
-        if self.refusal is not None:
-            return self.refusal
-        ended = trio.Event()
-        answers: list[Reply | None] = []
-
-        def part(reply: Reply | None) -> None:
-            answers.append(reply)
-            if len(answers) == len(self.primary):
-                self._flushed(answers)
-                ended.set()
-                self.lane.woke = True
-
-        def send() -> None:
-            self.frozen = True
-            for replica in self.replicas:
-                replica.follower.pending.flushes += 1
-                replica.look()
-            for server in self.primary:
-                server.writes += 1
-                if server.connection is not None:
-                    server.connection.send(encoder.FLUSH_ALL, FlushPart(part))
-
-        self.lane.batch(send)
-        await ended.wait()
-        if None in answers:
-            return _FLUSH_LOST
-        refused = next((reply for reply in answers if reply is not None and reply.code is not Code.OK), None)
-        return refused.raw if refused is not None else b"OK\r\n"
-
-    async def _flush_later(self, at: float, timer: trio.CancelScope) -> None:
-        with timer:
-            await trio.sleep_until(at)
-        if not timer.cancelled_caught:
-            if self._flush_timer is timer:
-                self._flush_timer = None
-            answer = await self.flush(0)
-            if answer != b"OK\r\n":
-                log.error("a delayed flush_all failed", group=self.name, answer=answer.decode().strip())
-
-    def _flushed(self, answers: list[Reply | None]) -> None:
-        """All parts have ended. Unless nothing was flushed for sure, the replicas are flushed: those keys that the
-        primary still has are misses there, and asked again."""
-        self.frozen = False
-        thaw, self._thaw = self._thaw, trio.Event()
-        thaw.set()
-        self._drained()
-        if any(reply is None or reply.code is Code.OK for reply in answers):
-            self.flushes += 1
-            record = Record(RecordKind.FLUSH, b"", self.lane.now, tuple(self.followers))
-            self.log.append(record)
-            for follower in self.followers:
-                follower.pending.log_flush()
-                follower.accept(record)
-        else:
-            for follower in self.followers:
-                follower.pending.flushes -= 1
-        for replica in self.replicas:
-            replica.look()
 
     # -- status
 
@@ -508,8 +397,8 @@ class MemcachedTopology:
             "backlog_records": len(self.log),
             "backlog_bytes": self.log.byte_count,
             "backlog_budget_bytes": self.log.budget,
-            "flushes": self.flushes,
-            "frozen": self.frozen,
+            "flushes": self.flush.done,
+            "frozen": self.flush.frozen,
             "writes_refused": self.refusal.decode().strip() if self.refusal else None,
             "needs_full_resync": self.resync_reason,
             "sync_waiting": len(self.sync_waits),

@@ -361,11 +361,11 @@ async def test_writes_wait_while_a_flush_is_under_way(stack: Stack, memcached_po
                 answers[name] = await ask(gateway, request)
 
             nursery.start_soon(keep, "flush", b"flush_all\r\n")
-            await until(lambda: gateway.topology.frozen)
+            await until(lambda: gateway.topology.flush.frozen)
             nursery.start_soon(keep, "sets", SETS)
             nursery.start_soon(keep, "large", b"set %b 0 0 1048577\r\n%b\r\n" % (KEYS[0], b"v" * 1_048_577))
             await ask(gateway, b"mn\r\n")  # reads and barriers go on
-            assert gateway.topology.frozen
+            assert gateway.topology.flush.frozen
         assert answers["flush"] == b"OK\r\n"
         assert answers["sets"] == b"STORED\r\n" * len(KEYS)
         assert answers["large"] == b"SERVER_ERROR object too large for cache\r\n"

@@ -208,7 +208,7 @@ async def test_delayed_flush_is_a_timer_of_the_gateway(stack: Stack) -> None:
         await until(lambda: gateway.streaming)
         answered = await trio.to_thread.run_sync(use, gateway)
         assert answered == b"STORED\r\nOK\r\nVALUE a 0 1\r\nx\r\nEND\r\n"
-        await until(lambda: gateway.topology.flushes == 1)
+        await until(lambda: gateway.topology.flush.done == 1)
         assert await trio.to_thread.run_sync(transcript, gateway.address, b"get a\r\n") == b"END\r\n"
 
 
