@@ -32,6 +32,9 @@ START_TIMEOUT: Final = 60.0
 BIND_ATTEMPTS: Final = 5
 
 
+STOP_SECONDS: Final = 5.0  # for SIGSTOP to reach every thread of a process
+
+
 class Server(ABC):
     """One server process with its fixed address; `label` is what its log and its messages call it."""
 
@@ -139,11 +142,23 @@ class Server(ABC):
         """Stops it in its tracks (SIGSTOP): the kernel accepts and keeps bytes for it, it answers nothing."""
         assert self.process is not None
         self.process.signal(signal.SIGSTOP)
+        # The signal stops the threads one by one, and one that still runs may answer what comes next.
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _is_stopped(self.process.pid):
+            if time.monotonic() > deadline:
+                raise ServerFailedError(f"{self.name} was not stopped by SIGSTOP within {STOP_SECONDS:g} s")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Lets it go on (SIGCONT)."""
         assert self.process is not None
         self.process.signal(signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread of a process is stopped (proc(5): the state follows the name in brackets)."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def start_all(servers: Iterable[Server]) -> None:
