@@ -119,7 +119,7 @@ class PipelinedConnection:
         out.clear()
         if self.closed:
             return
-        self.endpoint.write(chunk)
+        self.endpoint.send(chunk)
         if self.endpoint.deadline == math.inf:
             self.endpoint.deadline = self._lane.now + self._timeout
         if len(self.waiting) > DEPTH_MAX:

@@ -64,6 +64,7 @@ class MemcachedSession:
         "number",
         "policies",
         "read_rules",
+        "send",
         "service",
         "slots",
         "topology",
@@ -93,7 +94,8 @@ class MemcachedSession:
         self._empty: trio.Event | None = None
         self.endpoint = Endpoint(service.lane, sock, self)
         self.endpoint.deadline = trio.current_time() + service.listener.idle_timeout
-        self.write: Callable[[bytes], None] = self.endpoint.write
+        self.write: Callable[[bytes], None] = self.endpoint.write  # an answer
+        self.send: Callable[[bytes], None] = self.endpoint.send  # the last answer that is due
         self._requests: Requests[Request] = Requests(service.lane, self.resume)
         self.read_rules = False  # whether a rule may say something about a read
         self.take_rules()

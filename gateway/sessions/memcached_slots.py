@@ -34,9 +34,12 @@ class Slot:
         slots = session.slots
         if slots and slots[0] is self:
             slots.popleft()
-            session.write(raw)
-            if session.looking or (slots and slots[0].reply is not None):
-                session.release()
+            if not slots and not session.looking:
+                session.send(raw)
+            else:
+                session.write(raw)
+                if session.looking or slots[0].reply is not None:
+                    session.release()
         else:
             self.reply = raw
             session.hold(raw)
@@ -60,9 +63,12 @@ class Read(Slot):
         slots = session.slots
         if slots and slots[0] is self:
             slots.popleft()
-            session.write(reply.raw)
-            if session.looking or (slots and slots[0].reply is not None):
-                session.release()
+            if not slots and not session.looking:
+                session.send(reply.raw)
+            else:
+                session.write(reply.raw)
+                if session.looking or slots[0].reply is not None:
+                    session.release()
         else:
             self.reply = reply.raw
             session.hold(reply.raw)
@@ -99,9 +105,12 @@ class ReplicaRead(Slot):
         slots = session.slots
         if slots and slots[0] is self:
             slots.popleft()
-            session.write(reply.raw)
-            if session.looking or (slots and slots[0].reply is not None):
-                session.release()
+            if not slots and not session.looking:
+                session.send(reply.raw)
+            else:
+                session.write(reply.raw)
+                if session.looking or slots[0].reply is not None:
+                    session.release()
         else:
             self.reply = reply.raw
             session.hold(reply.raw)
