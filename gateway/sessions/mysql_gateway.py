@@ -21,6 +21,7 @@ _ADVICE: Final = {
     "USER_VARIABLE": "set the variable to a literal",
     "SESSION_VARIABLE": "set it to a literal, or in the server's configuration",
     "TABLE_LOCK": "UNLOCK TABLES; transactions with row locks instead",
+    "INSTANCE_LOCK": "UNLOCK INSTANCE, BACKUP STAGE END",
     "NAMED_LOCK": "RELEASE_ALL_LOCKS()",
     "PREPARED_STATEMENT": "close the statements, or let the driver interpolate on the client's side",
     "HANDLER": "SELECT instead",

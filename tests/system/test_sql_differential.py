@@ -303,6 +303,8 @@ def pair(
     kind = MariadbServer if group.primary.flavor == "mariadb" else MysqlServer
     reference = kind(stack, server_id=1)
     reference.start()
+    for replica in group.replicas:
+        replica.query("SET GLOBAL log_bin_trust_function_creators = 1")
     for server in (reference, group.primary):
         for statement in (*CLEANING, *PREPARATION):
             server.query(statement)
