@@ -105,11 +105,6 @@ class ServerLink:
         """Returns when the server was reached, or could not be, once."""
         await self._attempted.wait()
 
-    def reconnect(self, reason: str) -> None:
-        """Gives the connection up, if there is one; within a batch."""
-        if self.connection is not None:
-            self.connection.fail(reason)
-
     def _note(self, trouble: object) -> None:
         text = str(trouble)
         if text != self.trouble and not self._ending:

@@ -514,3 +514,24 @@ async def test_idle_client_is_closed(memcached_pools: MemcachedPools) -> None:
         with gateway.connect() as connection:
             assert await trio.to_thread.run_sync(connection.recv, 10) == b""
         assert await ask(gateway, b"get k\r\n") == b"END\r\n"
+
+
+async def test_long_backlog_is_caught_up_with_in_pieces(stack: Stack, memcached_pools: MemcachedPools) -> None:
+    pools = memcached_pools
+    relays = relayed(stack, pools["slave"])
+    async with memcached_gateway({"master": pools["master"], "slave": relays}) as gateway:
+        await until(lambda: gateway.streaming)
+        for relay in relays:
+            await trio.to_thread.run_sync(relay.cut)
+        await until(
+            lambda: all(follower.state is FollowerState.DISCONNECTED for follower in gateway.topology.followers)
+        )
+        for number in range(400):
+            await ask(gateway, SETS.replace(b" 1\r\nx", b" 3\r\n%03d" % number))
+        for relay in relays:
+            await trio.to_thread.run_sync(relay.heal)
+        await until(lambda: gateway.streaming and gateway.shipped)
+        followers = gateway.topology.followers
+        assert sum(follower.ledger.applied for follower in followers) == 400 * len(KEYS)
+        held = [await ask(server, GETS) for server in pools["slave"]]
+        assert sum(answer.count(b"\r\n399\r\n") for answer in held) == len(KEYS)

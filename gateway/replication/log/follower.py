@@ -35,7 +35,9 @@ from gateway.replication.log.ledger import Dropped, Ledger
 from gateway.replication.log.pending import PendingIndex
 from gateway.replication.log.record import Offset, Record, RecordKind
 
-RECORDS_PER_LOOK: Final = 512
+SHIPMENT_RECORDS: Final = 512  # per batch of the lane: some 2 ms
+SHIPMENT_BYTES: Final = 4_194_304
+WINDOW_RECORDS: Final = 4096  # sent and not acknowledged
 
 
 class FollowerState(Enum):
@@ -89,6 +91,8 @@ class Follower:
     """
 
     writes = True  # its requests change the server
+    shipment_records = SHIPMENT_RECORDS
+    window_records = WINDOW_RECORDS
 
     def __init__(
         self,
@@ -165,9 +169,8 @@ class Follower:
         self.owed_bytes += record.size
         if self.owed_bytes > self._hard_limit and self._carrier is not None:
             self.need_resync("it is further behind than replica_buffer_limit.hard")
-        elif not self._scheduled and self._carrier is not None:
-            self._scheduled = True
-            self._schedule(self.ship)
+        elif not self._scheduled:
+            self._ship_soon()
 
     # -- the connection
 
@@ -245,20 +248,29 @@ class Follower:
         carrier = self._carrier
         if carrier is None:
             return
+        window = self.window
+        room = min(self.shipment_records, self.window_records - len(window))
+        left = SHIPMENT_BYTES
         now = self._clock()
-        while not carrier.full:
-            records = self.log.after(self.sent, RECORDS_PER_LOOK)
-            if not records:
+        for record in self.log.after(self.sent, SHIPMENT_RECORDS):
+            if room <= 0 or left <= 0 or carrier.full:
                 break
-            for record in records:
-                self.sent = record.offset
-                if self in record.owners:
-                    self.window.append(record)
-                    carrier.send(record.request(now, self.clock_offset), self)
-                    if carrier.full:
-                        break
+            self.sent = record.offset
+            if self in record.owners:
+                window.append(record)
+                carrier.send(record.request(now, self.clock_offset), self)
+                room -= 1
+                left -= record.size
+        # With a full window an acknowledgement goes on, with a full connection its `drained`.
+        if self.sent < self.log.offset and len(window) < self.window_records and not carrier.full:
+            self._ship_soon()
         if self.state is FollowerState.CATCHING_UP:
             self._look_whether_caught_up()
+
+    def _ship_soon(self) -> None:
+        if not self._scheduled and self._carrier is not None:
+            self._scheduled = True
+            self._schedule(self.ship)
 
     def _send(self, entry: Record | _Repair, now: float) -> None:
         assert self._carrier is not None
@@ -294,6 +306,8 @@ class Follower:
                 assert self._carrier is not None
                 self._carrier.fail(f"it refused a delete: {reply.line.decode(errors='replace')}")
                 return
+        if self.sent < self.log.offset and len(self.window) == self.window_records // 2:
+            self._ship_soon()
         if self.state is FollowerState.CATCHING_UP:
             self._look_whether_caught_up()
 

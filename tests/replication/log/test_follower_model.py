@@ -8,6 +8,7 @@ cut with any part of what was sent carried out, refused stores, a small backlog.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,7 +38,7 @@ class FakeCarrier:
 
     @property
     def full(self) -> bool:
-        return len(self.queue) >= 5
+        return len(self.queue) >= 3
 
     def send(self, request: Request, waiter: Follower) -> None:
         assert self.alive
@@ -53,18 +54,25 @@ class ReplicaModel:
     """A replica server: its data, and the connection of its follower."""
 
     def __init__(self, log: Backlog) -> None:
+        self.due: deque[Callable[[], None]] = deque()
         self.items: dict[bytes, bytes] = {}
         self.refuse = 0  # so many of the next stores
         self.carrier: FakeCarrier | None = None
-        self.scheduled: list[object] = []
         self.follower = Follower(
             "replica",
             log,
             clock=lambda: 100.0,
-            schedule=lambda ship: ship(),
+            schedule=self.due.append,
             changed=lambda: None,
             hard_limit=1 << 30,
         )
+        self.follower.shipment_records = 2
+        self.follower.window_records = 4
+
+    def ship(self) -> None:
+        """What the end of the lane's batches does."""
+        while self.due:
+            self.due.popleft()()
 
     def carry_out(self, request: Request) -> Reply:
         if request.verb == b"set":
@@ -207,9 +215,11 @@ class LogMachine(RuleBasedStateMachine):
             carrier = replica.carrier
             if carrier is None or not carrier.queue:
                 break
+            was_full = carrier.full
             replica.follower.answered(replica.carry_out(carrier.queue.popleft()))
-        if replica.carrier is not None:
-            replica.follower.ship()
+            if was_full and not carrier.full and replica.carrier is carrier:
+                replica.follower.ship()  # the connection is drained
+        replica.ship()
 
     @rule(which=st.integers(0, 1), carried_out=st.integers(0, 5))
     def cut(self, which: int, carried_out: int) -> None:
@@ -257,6 +267,7 @@ class LogMachine(RuleBasedStateMachine):
         for which, replica in enumerate(self.replicas):
             replica.refuse = 0
             self.connect(which)
+            replica.ship()
             while replica.carrier is not None and replica.carrier.queue:
                 self.deliver(which, 100)
             follower = replica.follower
@@ -309,6 +320,7 @@ def test_refused_record_is_not_sent_again_over_a_newer_one() -> None:
     carrier = connect()
     write(b"old")
     write(b"new")
+    replica.ship()
     replica.refuse = 1
     deliver()  # the old one is refused: a delete is behind the new one
     deliver()
