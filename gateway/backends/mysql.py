@@ -244,6 +244,8 @@ class _Question:
     async def ask(self, commands: list[bytes]) -> None:
         """Raises BackendRefused or OSError. A cancelled question closes its connection."""
         connection = self._connection
+        if connection.endpoint.closed:
+            raise ConnectionResetError("the connection was closed")
         connection.taker = self
         try:
             for command in commands:

@@ -22,7 +22,7 @@ import trio
 from gateway.backends.mysql import Borrower, Credentials, MysqlConnection, connect
 from gateway.backends.mysql_state import Arming, State
 from gateway.config import Address, Pool
-from gateway.errors import BackendRefused, Unavailable
+from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.lane import Lane
 
 log = structlog.get_logger(__name__)
@@ -112,9 +112,10 @@ class MemberPool:
             raise Unavailable(f"{self.name} has not answered yet")
         self._used[credentials.key] = (credentials, trio.current_time())
         connection = await self._find(credentials, state)
+        connection.last_session = None
         try:
             await connection.bring_to(state)
-        except OSError as error:
+        except (OSError, ProtocolError) as error:
             connection.close()
             raise Unavailable(f"the connection to {self.name} was lost: {error}") from error
         except BaseException:
@@ -142,7 +143,10 @@ class MemberPool:
             await self._clear(connection)
             if self._fits(connection, credentials, state):
                 return connection
+            # Its place stays with whoever has waited for it.
+            self.opened += 1
             connection.close()
+            return await self._open(credentials)
 
     def _reserve(self) -> bool:
         if self.opened >= self.limit:
@@ -203,12 +207,18 @@ class MemberPool:
         """Tells the session that a bound connection leaves it what it loses, and marks it to be reset."""
         session = connection.last_session
         if connection.tainted and session is not None:
+            insert_id: int | None = None
             try:
-                rows = await connection.ask("SELECT LAST_INSERT_ID()")
-            except (OSError, BackendRefused):
-                session.losing(connection, None)
-            else:
-                session.losing(connection, int(rows[0][0] or 0))
+                # Whatever the session has set: a limit on rows, a character set for results.
+                rows = await connection.ask("SELECT CAST(LAST_INSERT_ID() AS BINARY) LIMIT 1")
+                insert_id = int(rows[0][0] or 0)
+            except (OSError, BackendRefused, ProtocolError, IndexError, ValueError) as error:
+                log.info("an insert id could not be asked for", member=self.name, error=str(error))
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                session.losing(connection, insert_id)
         connection.last_session = None
         if connection.tainted:
             connection.tainted = connection.warned = False
@@ -261,7 +271,7 @@ class MemberPool:
             connection.last_session = None
             self.resets += 1
             await connection.bring_to(connection.after_reset())
-        except (OSError, BackendRefused) as error:
+        except (OSError, BackendRefused, ProtocolError) as error:
             log.info("a connection could not be reset", member=self.name, error=str(error))
             connection.close()
         except BaseException:

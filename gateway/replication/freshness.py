@@ -143,6 +143,8 @@ class Observation:
     server_uuid: str  # "" on MariaDB
     version: str
     started_at: float  # seconds since the epoch, from Uptime: another value is another start of the server
+    bound: Position | None = None  # nothing beyond it was visible before `sent_at`; None if that is not known
+    generation: int = 0  # grows whenever the observer connects anew: the server may have come back older
 
     @property
     def is_writable(self) -> bool:
@@ -195,6 +197,8 @@ class MemberView:
     current_as_of: float | None = None  # LagClock.current_as_of(position)
     weight: int = 1
     backup: bool = False
+    bound: Position | None = None  # see Observation
+    generation: int = 0
 
     @property
     def healthy(self) -> bool:

@@ -8,10 +8,11 @@ this connection: a server that crashed can come back older, so what is known is 
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -74,6 +75,7 @@ class Observer:
         self.failure: str | None = "has not answered yet"
         self.last: Observation | None = None
         self.looks = 0
+        self.generation = 0  # see Observation
         self._lane = lane
         self._address = address
         self._credentials = credentials
@@ -120,6 +122,7 @@ class Observer:
             await news.wait()
 
     async def _observe(self, conversation: Conversation, version: str) -> None:
+        self.generation += 1
         with trio.fail_after(self._patience):
             identity = await _identify(conversation, version)
             replication = await self._look(conversation, identity, None)
@@ -145,24 +148,32 @@ class Observer:
         answers = await ask(conversation, commands)
         if known is None:
             known = replication_of(answers[1]) or False
-        position, read_only, super_read_only = flavour.read(answers[0], replicates=known is not False)
+        state = known if isinstance(known, ReplicationState) else None
+        found = flavour.read(answers[0], state)
         self.looks += 1
         self.failure = None
         self.last = Observation(
             member=self.member,
             sent_at=sent_at,
-            position=position,
-            read_only=read_only,
-            super_read_only=super_read_only,
-            replication=known if isinstance(known, ReplicationState) else None,
+            position=found.position,
+            read_only=found.read_only,
+            super_read_only=found.super_read_only,
+            replication=state,
             server_id=identity.server_id,
             server_uuid=identity.server_uuid,
             version=identity.version,
             started_at=identity.started_at,
+            bound=found.bound,
+            generation=self.generation,
         )
         self._seen(identity, self.last)
         self._tell()
         return known
+
+    def refuse(self, fault: str) -> None:
+        """What was just seen is of no use to the group, and why."""
+        self.last = None
+        self.failure = fault
 
     def _fail(self, failure: str, *, silent: bool = False) -> None:
         self.last = None
@@ -175,33 +186,53 @@ class Observer:
         self._news = trio.Event()
 
 
+class Found(NamedTuple):
+    """What one answer about positions says.
+
+    `position` is surely visible. `bound` is surely not exceeded by what was visible before the question: a commit is
+    visible a moment before the server counts it as applied, so what is on its way is included.
+    """
+
+    position: Position
+    bound: Position | None
+    read_only: bool
+    super_read_only: bool
+
+
 class _Flavour:
     """The questions that one of the two families of servers understands."""
 
     def __init__(
-        self, position: str, replication: str, read: Callable[[ResultReader, bool], tuple[Position, bool, bool]]
+        self, position: str, replication: str, read: Callable[[ResultReader, ReplicationState | None], Found]
     ) -> None:
         self.position = query(position)
         self.replication = query(replication)
         self._read = read
 
-    def read(self, answer: ResultReader, *, replicates: bool) -> tuple[Position, bool, bool]:
-        """Position, read_only, super_read_only."""
-        return self._read(answer, replicates)
+    def read(self, answer: ResultReader, replication: ReplicationState | None) -> Found:
+        return self._read(answer, replication)
 
 
-def _read_mariadb(answer: ResultReader, replicates: bool) -> tuple[Position, bool, bool]:
-    binlog, applied, read_only = texts(answer)[0]
-    position = MariadbGtidPosition.parse(applied)
-    # A replica's binary log can be ahead of what is visible; a primary's own writes are in its binary log alone.
-    if not replicates:
-        position = position.merge(MariadbGtidPosition.parse(binlog))
-    return position, _is_on(read_only), False
+def _read_mariadb(answer: ResultReader, replication: ReplicationState | None) -> Found:
+    binlog_text, applied_text, read_only_text = texts(answer)[0]
+    applied, binlog = MariadbGtidPosition.parse(applied_text), MariadbGtidPosition.parse(binlog_text)
+    read_only = _is_on(read_only_text)
+    everything = applied.merge(binlog)  # the binary log is written before a commit is visible
+    if replication is None or not read_only:  # a primary's own writes are in its binary log alone
+        return Found(everything, everything, read_only, False)
+    # Without a binary log of its own nothing says what is being committed.
+    return Found(applied, everything if binlog_text else None, read_only, False)
 
 
-def _read_mysql(answer: ResultReader, replicates: bool) -> tuple[Position, bool, bool]:
-    executed, read_only, super_read_only = texts(answer)[0]
-    return MysqlGtidSet.parse(executed), _is_on(read_only), _is_on(super_read_only)
+def _read_mysql(answer: ResultReader, replication: ReplicationState | None) -> Found:
+    owned, executed, read_only, super_read_only = texts(answer)[0]
+    position = MysqlGtidSet.parse(executed)
+    # Owned by a thread that is committing: "uuid:23#15", read before what is executed.
+    bound = position.merge(MysqlGtidSet.parse(_OWNER.sub("", owned))) if owned else position
+    return Found(position, bound, _is_on(read_only), _is_on(super_read_only))
+
+
+_OWNER: Final = re.compile(r"#[0-9]+")
 
 
 def _is_on(value: str) -> bool:
@@ -214,7 +245,7 @@ MARIADB: Final = _Flavour(
     _read_mariadb,
 )
 MYSQL: Final = _Flavour(
-    "SELECT @@global.gtid_executed, @@global.read_only, @@global.super_read_only",
+    "SELECT @@global.gtid_owned, @@global.gtid_executed, @@global.read_only, @@global.super_read_only",
     "SHOW REPLICA STATUS",
     _read_mysql,
 )

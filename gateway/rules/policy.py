@@ -171,7 +171,7 @@ def primary_only(operation: SqlOperation) -> str | None:
         return "the gateway answers it itself"
     if operation.pin is not None:
         return operation.reason
-    if operation.transaction is TransactionEffect.BEGIN_READ_ONLY:
+    if operation.transaction is TransactionEffect.BEGIN_READ_ONLY and not operation.multi:
         return None
     if operation.kind is not Kind.READ:
         return operation.reason

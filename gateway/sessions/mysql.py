@@ -28,7 +28,7 @@ from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import ServerError
 from gateway.protocol.mysql.packets import PacketError, PacketReader, packets_in
 from gateway.protocol.mysql.replies import ReplyTracker
-from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
+from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import Freshness
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, Residue, SessionState
@@ -38,6 +38,7 @@ from gateway.topology.mysql import SqlMember
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
 
+STALL_SECONDS: Final = 60.0  # a client that reads nothing for longer is cut off (MySQL's net_write_timeout)
 BACKLOG_BYTES: Final = 1 << 20  # commands that a client may pipeline behind the one that is being served
 
 _QUERY: Final = int(Command.QUERY)
@@ -80,6 +81,7 @@ class MysqlSession:
         self.failure: Exception | None = None
         self.failure_held = False  # see Declined
         self.has_primary_place = False  # see leave_primary_reads
+        self._stalled = False  # more output waits for the client than it reads
         self._closing = False
         endpoint.deadline = trio.current_time() + service.config.idle_timeout
 
@@ -91,7 +93,7 @@ class MysqlSession:
         except PacketError as error:
             self.end_with(error.code, str(error), error.sqlstate)
             return
-        if self.connection is not None or self.requests.with_task or self._backlog:
+        if self.connection is not None or self.requests.with_task or self._backlog or self._stalled:
             self._backlog.extend(messages)
             if sum(map(len, self._backlog)) > BACKLOG_BYTES:
                 self.endpoint.pause_reading()
@@ -106,11 +108,11 @@ class MysqlSession:
     def _resume(self) -> None:
         """Goes on with what the client has sent meanwhile."""
         backlog = self._backlog
-        while backlog and self.connection is None and not self.requests.with_task:
+        while backlog and self.connection is None and not self.requests.with_task and not self._stalled:
             raw = backlog.popleft()
             if not self.try_now(raw):
                 self.requests.decline(Declined(raw))
-        if not self.endpoint.reading and not backlog:
+        if not self.endpoint.reading and not backlog and not self._stalled:
             self.endpoint.resume_reading()
         if self._closing and not backlog and self.connection is None and not self.requests.with_task:
             self.requests.end()
@@ -121,6 +123,7 @@ class MysqlSession:
         if command != _QUERY:
             if command == _PING:
                 self.endpoint.write(answers.ok(1, status=self.kept.status))
+                self.endpoint.deadline = self.service.lane.now + self.service.config.idle_timeout
                 return True
             return False
         service = self.service
@@ -182,8 +185,8 @@ class MysqlSession:
         if primary is None:
             return False
         writer = self.residue.writer
-        if writer is not None and writer.state is self.kept.state and writer.member == primary.name:
-            if not primary.pool.take_bound(writer, self):
+        if writer is not None and writer.member == primary.name:
+            if writer.state is not self.kept.state or not primary.pool.take_bound(writer, self):
                 return False
         elif self.residue.insert_id is not None or self.residue.insert_id_lost:
             return False
@@ -233,6 +236,11 @@ class MysqlSession:
         if self.has_primary_place:
             self.leave_primary_reads()
 
+    def _may_have_written(self, connection: MysqlConnection, held: bool) -> None:
+        """After an unknown outcome the session must not read behind what may have been committed."""
+        if held or self.operation is None or self.operation.kind is not Kind.READ:
+            self.freshness.saw(connection.member, trio.current_time())
+
     def _break_off(self) -> None:
         self._end_exchange()
         self._tracker = ReplyTracker(self.capabilities)  # the old one may hold the beginning of a packet
@@ -269,14 +277,14 @@ class MysqlSession:
         assert operation is not None
         assert member is not None
         self._end_exchange()
+        if self.policy is not None and self.policy.timeout is not None:
+            connection.endpoint.deadline = math.inf
         error = tracker.error
         if error is not None and (elsewhere := self._to_be_asked_elsewhere(connection, operation, error)):
             self._task_takes(elsewhere)
             return
         if answer:
             self.endpoint.send(answer)
-        if self.policy is not None and self.policy.timeout is not None:
-            connection.endpoint.deadline = math.inf
         if error is None:
             if self.raw[4] not in WITHOUT_STATUS:
                 self.kept.status = tracker.status
@@ -291,11 +299,14 @@ class MysqlSession:
                 in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
             if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
                 self.kept.pin(self.raw, operation)
+            if tracker.changes is not None and tracker.changes.database is not None:
+                self.kept.follow_database(connection, tracker.changes.database)
         changes = tracker.changes
         position = (changes.last_gtid or changes.gtids) if changes is not None else None
         if position:
             self.freshness.wrote(connection.member, position)
-        elif operation.kind is not Kind.SESSION:
+        may_have_read = not position or operation.multi or operation.kind is Kind.UNKNOWN
+        if may_have_read and operation.kind is not Kind.SESSION:
             self.freshness.saw(connection.member, self.service.lane.now)
         self.residue.last = connection
         connection.last_session = self
@@ -315,7 +326,8 @@ class MysqlSession:
         else:
             self.held = None
             member.pool.give_back(connection)
-        self.endpoint.deadline = self.service.lane.now + self.service.config.idle_timeout
+        if not self._stalled:
+            self.endpoint.deadline = self.service.lane.now + self.service.config.idle_timeout
         if self.finished is not None:
             self.finish_for_task(None)
         elif self._backlog or self._closing:
@@ -329,6 +341,7 @@ class MysqlSession:
         if not (alone and connection.arming.replica and self._tracker.refused):
             return None
         if error.code in REFUSED_AS_WRITE:  # the second fence: it was no read after all
+            connection.last_session = None  # the error that it left is nobody's
             connection.home.give_back(connection)
             self.service.learn_write(self.raw, self.kept.reading, operation)
             return Declined(self.raw, BackendRefused(error.message, error.code), connection.member)
@@ -347,6 +360,7 @@ class MysqlSession:
             self._lose_state(connection, error)
             return
         self._break_off()
+        self._may_have_written(connection, held)
         if self._sent:
             # Part of a result is with the client: nothing but the connection's end tells it apart from a whole one.
             self._lose_client(error)
@@ -361,6 +375,7 @@ class MysqlSession:
         policy = self.policy
         assert policy is not None
         self._break_off()
+        self._may_have_written(connection, self.held is connection)
         if self.held is connection:
             self.held = None
             self.kept.status &= ~IN_TRANSACTION
@@ -427,19 +442,28 @@ class MysqlSession:
             self.finish_for_task(error)
 
     def expired(self) -> None:
-        if self.connection is None and not self.requests.with_task:
+        if self._stalled:
+            self._lose_client(TimeoutError(f"the client has read nothing for {STALL_SECONDS:g} s"))
+        elif self.connection is None and not self.requests.with_task:
             self.end_with(
                 4031,  # ER_CLIENT_INTERACTION_TIMEOUT
                 "The client was disconnected by the server because of inactivity.",
             )
 
     def overfull(self) -> None:
+        """The client does not read: nothing more is begun for it, and nothing more is taken from the server."""
+        self._stalled = True
+        self.endpoint.pause_reading()
+        self.endpoint.deadline = trio.current_time() + STALL_SECONDS
         if self.connection is not None:
             self.connection.endpoint.pause_reading()
 
     def drained(self) -> None:
+        self._stalled = False
+        self.endpoint.deadline = trio.current_time() + self.service.config.idle_timeout
         if self.connection is not None:
             self.connection.endpoint.resume_reading()
+        self._resume()
 
     def raised(self, error: Exception) -> None:
         self.requests.fail(error)
@@ -464,6 +488,13 @@ class MysqlSession:
         finally:
             self._leave()
 
+    def let_go(self, connection: MysqlConnection) -> None:
+        """Leaves a connection for good. On MySQL a role outlives the reset (SQL.md): nobody else may have that one."""
+        if PinCause.ROLE in self.kept.pins:
+            connection.close()
+        else:
+            self.service.recycle(connection)
+
     def _leave(self) -> None:
         connection = self.connection
         if connection is not None:  # a reply is under way: nobody will read it
@@ -471,12 +502,12 @@ class MysqlSession:
             self.service.kill(connection)
         held, self.held = self.held, None
         if held is not None and held is not connection:
-            self.service.recycle(held)
+            self.let_go(held)
         for bound in {self.residue.writer, self.residue.last} - {None, held, connection}:
             assert bound is not None
             pool = self.topology.members[bound.member].pool
             if bound.tainted and pool.take_bound(bound, self):
-                self.service.recycle(bound)
+                self.let_go(bound)
             elif bound.last_session is self:
                 bound.last_session = None
         self.endpoint.finish()

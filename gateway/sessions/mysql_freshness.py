@@ -24,6 +24,16 @@ NO_REPLICA: Final = "no replica serves"
 PAUSES_SECONDS: Final = (0.0005, 0.008)  # between looks at replicas that somebody waits for, doubling
 
 
+class _Seen:
+    """When a member last answered without a position, and which run of observation it was in then."""
+
+    __slots__ = ("at", "generation")
+
+    def __init__(self, at: float, generation: int) -> None:
+        self.at = at
+        self.generation = generation
+
+
 class Freshness:
     """The token of one session, and what follows from it."""
 
@@ -31,12 +41,11 @@ class Freshness:
         "_balanced_at",
         "_choice",
         "_policy",
+        "_seen",
         "_snapshot",
         "_topology",
         "epoch",
         "hopeless",
-        "seen",
-        "seen_at",
         "token",
     )
 
@@ -49,17 +58,20 @@ class Freshness:
         self.epoch = topology.epoch
         self.token: Position | None = None
         self.hopeless: str | None = None  # why no replica can serve the read that was asked about, however it waits
-        self.seen: str | None = None
-        self.seen_at = 0.0
+        self._seen: dict[str, _Seen] = {}  # members that answered without a position, until an upper bound is known
 
     # -- what replies say
 
     def saw(self, member: str, now: float) -> None:
         """A reply without a position came from `member`; `now` is not before it came, by Trio's clock."""
-        if self.seen != member:
-            self.seen = member
-            self._snapshot = None
-        self.seen_at = now
+        seen = self._seen.get(member)
+        if seen is not None:
+            seen.at = now
+            return
+        self._snapshot = None
+        if member == self._topology.primary:
+            self._seen.clear()  # what a replica showed, the primary had
+        self._seen[member] = _Seen(now, self._topology.members[member].observer.generation)
 
     def wrote(self, member: str, gtid: str) -> None:
         """A reply told the position of a write."""
@@ -77,8 +89,8 @@ class Freshness:
             if primary is not None and primary.position is not None and primary.position.covers(token):
                 token = primary.position  # asks a little more of a replica, and has no gaps
         self.token = token
-        if self.seen == member and self.epoch == snapshot.epoch and self._one_history(member):
-            self.seen = None  # what it showed before was committed before this write
+        if self.epoch == snapshot.epoch and self._one_history(member):
+            self._seen.clear()  # what was shown before was committed before this write
 
     def _one_history(self, member: str) -> bool:
         """Whether a write's own position implies all that was committed before it: commit order within one domain.
@@ -86,7 +98,9 @@ class Freshness:
         MySQL's replicas keep the commit order by default since 8.0.27; MariaDB's do within a domain.
         """
         position = self._topology.snapshot.by_name[member].position
-        return not isinstance(position, MariadbGtidPosition) or len(position.domains) == 1
+        if isinstance(position, MariadbGtidPosition):
+            return len(position.domains) == 1
+        return isinstance(position, MysqlGtidSet)
 
     # -- choosing
 
@@ -113,11 +127,11 @@ class Freshness:
                 self.hopeless = NO_REPLICA
             return None
         least = self._least_busy(ready)
-        if not bound or self.seen is None:
+        if not bound or not self._seen:
             self._balanced_at = now
             return least
         for view in ready:
-            if view.name == self.seen:
+            if view.name in self._seen and len(self._seen) == 1:
                 member = self._topology.members[view.name]
                 if member.in_flight > least.in_flight + 1 and now - self._balanced_at > REBALANCE_SECONDS:
                     return None  # a look at its present replica may free it for the other one
@@ -135,21 +149,30 @@ class Freshness:
     def _resolve(self, snapshot: Snapshot) -> None:
         if snapshot.epoch != self.epoch:
             self._enter_epoch(snapshot)
-        if self.seen is not None:
-            view = snapshot.by_name[self.seen]
-            if view.position is not None and view.observed_at is not None and view.observed_at > self.seen_at:
-                self.token = view.position if self.token is None else self.token.merge(view.position)
-                self.seen = None
+        for name, seen in list(self._seen.items()):
+            view = snapshot.by_name[name]
+            if view.bound is None or view.observed_at is None or view.observed_at <= seen.at:
+                continue
+            if view.generation != seen.generation:
+                # It may have come back older than it was: only the primary is known to have what it showed.
+                primary = self._topology.primary
+                if primary is not None and primary != name:
+                    self.saw(primary, snapshot.taken_at)
+                    return
+                seen.generation = view.generation
+                continue
+            self.token = view.bound if self.token is None else self.token.merge(view.bound)
+            del self._seen[name]
 
     def _enter_epoch(self, snapshot: Snapshot) -> None:
         """There is another primary: what the session had counts no more, but it must not read behind the new start."""
         start = self._topology.epoch_position
-        if self.token is None and self.seen is None:
+        if self.token is None and not self._seen:
             self.epoch = snapshot.epoch
         elif start is not None:
             self.token, self.epoch = start, snapshot.epoch
-            if snapshot.primary is None or self.seen != snapshot.primary.name:
-                self.seen = None
+            primary = snapshot.primary.name if snapshot.primary is not None else None
+            self._seen = {name: seen for name, seen in self._seen.items() if name == primary}
         elif snapshot.primary is not None:
             self.saw(snapshot.primary.name, trio.current_time())
 
@@ -192,9 +215,13 @@ class Freshness:
             if now >= deadline:
                 return None, f"no replica had what this session saw within {1000 * policy.freshness_wait:.0f} ms"
             with trio.move_on_at(deadline):
-                if bound and self.seen is not None:
-                    if not await self._topology.members[self.seen].observer.seen_after(self.seen_at):
-                        return None, f"{self.seen}, which this session read last, does not answer"
+                if bound and self._seen:
+                    name, seen = next(iter(self._seen.items()))
+                    if not await self._topology.members[name].observer.seen_after(seen.at):
+                        return None, f"{name}, which this session read last, does not answer"
+                    self._resolve(self._topology.snapshot)
+                    if self._seen.get(name) is seen:
+                        return None, f"{name}, which this session read last, does not tell what it may have shown"
                     self._balanced_at = now
                     self._snapshot = None
                     continue

@@ -6,7 +6,7 @@ import itertools
 import math
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
@@ -319,12 +319,21 @@ class MysqlService:
         """Resets and gives back, in the background, a connection that a session has left."""
         connection.taker = None
         pool = self.topology.members[connection.member].pool
-        self._nursery.start_soon(pool.recycle, connection, name="reset a connection")
+        self._nursery.start_soon(self._in_background, pool.recycle, connection, name="reset a connection")
 
     def kill(self, connection: MysqlConnection) -> None:
         """Ends, in the background, what still runs for a client that has gone or has waited long enough."""
         connection.taker = None
-        self._nursery.start_soon(self._kill, connection, name="kill a statement")
+        self._nursery.start_soon(self._in_background, self._kill, connection, name="kill a statement")
+
+    @staticmethod
+    async def _in_background(job: Callable[[MysqlConnection], Awaitable[None]], connection: MysqlConnection) -> None:
+        """Where a background task ends: what goes wrong in it costs its connection, not the gateway."""
+        try:
+            await job(connection)
+        except Exception as error:
+            log.error("a background job failed", job=job.__name__, member=connection.member, exc_info=error)
+            connection.close()
 
     async def _kill(self, connection: MysqlConnection) -> None:
         """By the user's own right to end its own threads. Its connection is closed whatever comes of it."""

@@ -131,7 +131,7 @@ class SessionState:
             state = state.with_database(changes.database)  # a USE within something that is not followed otherwise
         if self.status & _DB_DROPPED and connection.selected == state.database:
             state = state_of(None, state.collation, state.assignments)
-            connection.state = None
+            connection.state = connection.selected = None
         if state is not self.state:
             self.state = state
             self.reading = self._service.reading(state, self.status, self._capabilities)
@@ -145,6 +145,14 @@ class SessionState:
             self.pins.pop(operation.unpin, None)
         if operation is _STATEMENT_COMMAND:
             self._count_statements(raw[4])
+
+    def follow_database(self, connection: MysqlConnection, database: str) -> None:
+        """A text of several statements failed after one that selected a database."""
+        connection.selected = database
+        connection.state = None
+        if database != self.state.database:
+            self.state = self.state.with_database(database)
+            self.reading = self._service.reading(self.state, self.status, self._capabilities)
 
     def pin(self, raw: bytes, operation: SqlOperation) -> None:
         cause = operation.pin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -9,10 +10,11 @@ import trio
 
 from gateway.backends.mysql import MysqlConnection
 from gateway.backends.mysql_state import assignments_sql
-from gateway.errors import BackendRefused, OutcomeUnknown, Refused, Unavailable
+from gateway.errors import BackendRefused, OutcomeUnknown, ProtocolError, Refused, Unavailable
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import Command, ErrorCode
+from gateway.protocol.mysql.packets import packets_in
 from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import NO_REPLICAS
@@ -64,16 +66,16 @@ class CommandTask:
         try:
             await self._handle(declined)
         except Refused as error:
-            self._refuse(error, error.code, error.sqlstate)
+            self._refuse(declined.raw, error, error.code, error.sqlstate)
         except BackendRefused as error:
-            self._refuse(error, error.code or ErrorCode.UNKNOWN_ERROR, error.sqlstate)
+            self._refuse(declined.raw, error, error.code or ErrorCode.UNKNOWN_ERROR, error.sqlstate)
 
-    def _refuse(self, error: Exception, code: int, sqlstate: str) -> None:
+    def _refuse(self, raw: bytes, error: Exception, code: int, sqlstate: str) -> None:
         self.session.service.refusals += 1
         text = str(error)
         if isinstance(error, Refused) and not text.startswith("gateway: "):
             text = f"gateway: {text}"  # so that nobody looks for it in a server
-        self.session.endpoint.write(answers.err(1, code, text, sqlstate))
+        self.session.endpoint.write(answers.err(packets_in(raw), code, text, sqlstate))
 
     async def _handle(self, declined: Declined) -> None:
         service, raw = self.session.service, declined.raw
@@ -207,14 +209,8 @@ class CommandTask:
         if operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT):
             self.session.held = None
             self.session.kept.status &= ~IN_TRANSACTION
-            try:
-                await held.acknowledge([query("COMMIT")])  # as the server does before it begins with the statement
-            except OSError as error:
-                held.close()
-                raise Unavailable(f"gateway: the connection to {held.member} was lost: {error}") from error
-            except BaseException:
-                held.close()
-                raise
+            # As the server does before it begins with the statement.
+            await self._confirm(held, held.acknowledge([query("COMMIT")]))
             self.session.topology.members[held.member].pool.give_back(held)
         elif operation.pin is not None or operation.needs_primary is not None:
             await self._move_to_primary()
@@ -240,18 +236,18 @@ class CommandTask:
                 code=ErrorCode.NOT_SUPPORTED_YET,
                 sqlstate="42000",
             )
-        held, self.session.held = self.session.held, None
+        session = self.session
+        held, session.held = session.held, None
         if held is not None:
-            self.session.service.recycle(held)
+            session.service.recycle(held)
+        status = session.kept.status
+        session.kept.status = status & ~IN_TRANSACTION  # as long as it is open nowhere
         primary = await self._await_primary()
-        connection = await primary.pool.take(self.session.credentials, self.session.kept.state)
-        try:
-            await connection.acknowledge([query("START TRANSACTION READ ONLY")])
-        except BaseException:
-            connection.close()
-            raise
-        connection.taker = self.session
-        self.session.held = connection
+        connection = await primary.pool.take(session.credentials, session.kept.state)
+        await self._confirm(connection, connection.acknowledge([query("START TRANSACTION READ ONLY")]))
+        connection.taker = session
+        session.held = connection
+        session.kept.status = status
 
     async def _run_read(self, raw: bytes, operation: SqlOperation, policy: Policy, avoid: str | None = None) -> None:
         """At a replica; where none will do, at the primary. `avoid` is a member that has just failed."""
@@ -279,19 +275,36 @@ class CommandTask:
     async def _run_at_primary(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> None:
         primary = await self._await_primary()
         self._require_replicas(operation)
-        writer = self.session.residue.writer
-        if writer is not None and writer.member == primary.name and primary.pool.take_bound(writer, self.session):
-            try:
-                await writer.bring_to(self.session.kept.state)
-            except OSError as error:
-                raise Unavailable(f"gateway: the connection to {primary.name} was lost: {error}") from error
-            except BackendRefused:
-                writer.close()
-                raise
+        session = self.session
+        writer = session.residue.writer
+        if (
+            writer is not None
+            and writer.member == primary.name
+            and writer.commands_to(session.kept.state) is not None
+            and primary.pool.take_bound(writer, session)
+        ):
+            await self._confirm(writer, writer.bring_to(session.kept.state))
         else:
-            writer = await primary.pool.take(self.session.credentials, self.session.kept.state)
+            writer = await primary.pool.take(session.credentials, session.kept.state)
             await self._restore_insert_id(writer, operation)
+        if primary.name != session.topology.primary or writer.arming is not primary.pool.arming:
+            writer.close()  # roles changed while it was waited for
+            raise Unavailable(
+                f"gateway: {primary.name} is not the primary any more; nothing of the statement was carried out",
+                code=ErrorCode.READ_ONLY,
+            )
         await self._exchange(writer, primary, raw, operation, policy, reason)
+
+    async def _confirm(self, connection: MysqlConnection, step: Awaitable[None]) -> None:
+        """Awaits a step on a leased connection; what fails in it costs the connection, and is told as it is."""
+        try:
+            await step
+        except (OSError, ProtocolError) as error:
+            connection.close()
+            raise Unavailable(f"gateway: the connection to {connection.member} was lost: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
 
     async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
         """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
@@ -313,7 +326,8 @@ class CommandTask:
                     "gateway: the statement before ran at a replica, and this one, which speaks of it, must run at the "
                     "primary; give the statement before the hint /* gateway: primary */, or run both in a transaction",
                 )
-            if member.pool.take_bound(wanted, self.session):
+            in_state = wanted.state is self.session.kept.state
+            if in_state and member.pool.take_bound(wanted, self.session):
                 await self._exchange(wanted, member, raw, operation, policy, reason)
                 return
         if nothing_to_show and self.session.commands:
@@ -339,13 +353,8 @@ class CommandTask:
         if residue.insert_id is None:
             return
         made = Assignment(Scope.SESSION, "last_insert_id", str(residue.insert_id))
-        try:
-            await connection.acknowledge(assignments_sql((made,), mariadb=connection.arming.mariadb))
-        except OSError as error:
-            raise Unavailable(f"gateway: the connection to {connection.member} was lost: {error}") from error
-        except BaseException:
-            connection.close()
-            raise
+        sql = assignments_sql((made,), mariadb=connection.arming.mariadb)
+        await self._confirm(connection, connection.acknowledge(sql))
         connection.tainted = True
         connection.last_session = session
         residue.writer = connection
@@ -407,7 +416,7 @@ class CommandTask:
             assert connection is not None
             pool = session.topology.members[connection.member].pool
             if connection is held or pool.take_bound(connection, session):
-                session.service.recycle(connection)
+                session.let_go(connection)
         session.residue.forget()
         session.kept.reset()
         session.endpoint.write(answers.ok(1, status=session.kept.status))

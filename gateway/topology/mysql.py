@@ -58,6 +58,8 @@ class Topology:
         self.epoch_position: Position | None = None
         self.trouble: str | None = None  # why there is no primary, or what a person has to look at
         self.clock = LagClock()
+        self._mariadb: bool | None = None  # which of the two families the group's first server was
+        self._strays: set[str] = set()  # seen writable beside the primary
         self.members: dict[str, SqlMember] = {}
         self.has_replicas = len(config.members) > 1
         self._changed = trio.Event()
@@ -133,6 +135,13 @@ class Topology:
 
     def _seen(self, identity: ServerIdentity, observation: Observation) -> None:
         member = self.members[observation.member]
+        if self._mariadb is None:
+            self._mariadb = identity.mariadb
+        elif self._mariadb is not identity.mariadb:
+            kinds = ("MariaDB", "MySQL") if identity.mariadb else ("MySQL", "MariaDB")
+            member.observer.refuse(f"is a {kinds[0]} server in a group of {kinds[1]} servers")
+            self._publish(observation.sent_at)
+            return
         if member.identity != identity:
             restarted = member.identity is not None
             member.identity = identity
@@ -140,6 +149,8 @@ class Topology:
                 log.info("server answers again", group=self.name, member=member.name, version=identity.version)
                 member.pool.close_idle()
         member.failed_at = None
+        if observation.replication is not None:
+            self._strays.discard(observation.member)
         self._choose_primary()
         if observation.member == self.primary:
             self._sample(observation)
@@ -184,7 +195,8 @@ class Topology:
                 if (seen := member.observer.last) is not None and seen.is_writable and seen.replication is None
             ]
             if len(writable) == 1:
-                chosen = self.primary if self._may_come_back(self.primary) else writable[0]
+                stays = self._may_come_back(self.primary) or self._is_stray(writable[0])
+                chosen = self.primary if stays else writable[0]
                 if chosen == writable[0]:
                     self.trouble = None
             elif not writable:
@@ -198,6 +210,7 @@ class Topology:
             else:
                 # Two that take writes: the one with the epoch stays, the other gets nothing.
                 chosen = self.primary if self.primary in writable else None
+                self._strays.update(name for name in writable if name != chosen)
                 self.trouble = f"more than one server is writable: {', '.join(writable)}"
         if chosen != self.primary:
             log.warning("primary", group=self.name, primary=chosen, before=self.primary, trouble=self.trouble)
@@ -214,6 +227,13 @@ class Topology:
             for member in self.members.values():
                 if member.name != chosen:  # whoever still writes there would write into another history
                     member.pool.give_up_primary()
+
+    def _is_stray(self, name: str) -> bool:
+        """Whether a writable server was seen beside the primary, and has not followed nor caught up with it since."""
+        if name not in self._strays:
+            return False
+        last, newest = self.members[name].observer.last, self.clock.newest
+        return last is None or newest is None or not last.position.covers(newest)
 
     def _may_come_back(self, name: str | None) -> bool:
         """Whether a primary failed so lately that nobody takes its place yet."""
@@ -259,6 +279,8 @@ class Topology:
                 fault=fault,
                 position=seen.position if seen else None,
                 observed_at=seen.sent_at if seen else None,
+                bound=seen.bound if seen else None,
+                generation=member.observer.generation,
                 current_as_of=self.clock.current_as_of(seen.position) if seen else None,
                 weight=member.config.weight,
                 backup=member.config.backup,
