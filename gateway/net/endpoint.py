@@ -24,6 +24,13 @@ BUFFERS_PER_SEND: Final = 64  # far below IOV_MAX (1024)
 LINGER_SECONDS: Final = 5.0  # how long the last output of a closing connection may take
 UNREAD_RECEIVES: Final = 16  # of input that nobody wants any more, before a connection is closed
 
+# A peer whose machine or network has gone is noticed after two minutes; tcp(7) has two hours. Linux's names.
+_KEEPALIVE: Final = tuple(
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+    if hasattr(socket, name)
+)
+
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
 
@@ -94,6 +101,9 @@ class Endpoint:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self.lane = lane
         self.sock = sock
         self.owner = owner

@@ -157,3 +157,18 @@ async def test_a_connect_that_is_cancelled_leaves_no_socket() -> None:
         with socket.create_connection(address):
             await connect_tcp(*address)
     assert scope.cancelled_caught
+
+
+async def test_a_peer_that_has_vanished_is_noticed_by_keepalive() -> None:
+    lane = Lane()
+    server = socket.create_server(("127.0.0.1", 0))
+    peer = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    with server, peer, accepted:
+        Conversation(lane, accepted)
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+        lane.detach(accepted.fileno())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lane.run)
+        nursery.cancel_scope.cancel()
