@@ -129,7 +129,8 @@ class Relay:
     def run(self) -> None:
         while True:
             for key, events in self.selector.select(self._timeout()):
-                if key.fileobj in self.selector.get_map():  # not closed by an event before it
+                registered = self.selector.get_map().get(key.fd)
+                if registered is not None and registered.fileobj is key.fileobj:  # not closed by an event before it
                     key.data(events)
             now = time.monotonic()
             for connection in list(self.connections):

@@ -8,6 +8,7 @@ cache. When all is healed the replicas must equal the primary key by key.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
@@ -288,7 +289,11 @@ async def test_hundred_thousand_writes_through_failures(stack: Stack, version: s
                 for number in range(4):
                     clients.start_soon(reader, oracle, gateway.address, seed - 1 - number)
             background.cancel_scope.cancel()
-        await until(lambda: gateway.connected and gateway.streaming and gateway.shipped, 30.0)
+        assert all(relay.running for relay in relays)
+        try:
+            await until(lambda: gateway.connected and gateway.streaming and gateway.shipped, 30.0)
+        finally:
+            print(json.dumps(gateway.topology.status(), indent=1))
         reasons = gateway.service.reasons
         print(oracle.writes, "writes", oracle.reads, "reads", oracle.hits, "hits", dict(oracle.answers))
         print(reasons, samples[0], "samples of the account")
