@@ -29,7 +29,7 @@ from gateway.routing.sql_tokens import EXECUTABLE_LIMIT, Lexed, Token, TokenKind
 
 __all__ = ["DEFAULT_READING", "Classifier", "Reading", "fingerprint"]
 
-EXACT_ENTRIES: Final = 8_192
+EXACT_ENTRIES: Final = 16_384
 """Texts in the exact cache."""
 PLAN_ENTRIES: Final = 8_192
 """Folds in the second cache; an application has hundreds of statements, sysbench 6, MediaWiki some thousand."""
