@@ -20,7 +20,6 @@ from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
 from gateway.protocol.mysql.replies import Prelude
 from gateway.protocol.mysql.results import ResultReader, Row
 
-BACKEND_RECEIVE_BYTES: Final = 131_072  # per batch; larger than a client's, since results are larger than requests
 CONNECT_SECONDS: Final = 5.0  # to be connected, authenticated and armed
 QUESTION_SECONDS: Final = 10.0  # for the gateway's own short questions on a leased connection
 
@@ -307,7 +306,6 @@ async def connect(
         try:
             await ask(conversation, [arming.fresh()])
             connection = MysqlConnection(conversation.endpoint, home, member, credentials, arming, connected)
-            connection.endpoint.receive_bytes = BACKEND_RECEIVE_BYTES
             conversation.hand_over(connection)
         except BaseException:
             conversation.close()
