@@ -143,6 +143,8 @@ class MemberPool:
             await self._clear(connection)
             if self._fits(connection, credentials, state):
                 return connection
+            if connection.endpoint.closed:
+                continue  # it broke meanwhile, and its place went back to all who wait
             # Its place stays with whoever has waited for it.
             self.opened += 1
             connection.close()
