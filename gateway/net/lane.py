@@ -31,6 +31,7 @@ import math
 import select
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -46,6 +47,8 @@ EVENTS_PER_BATCH: Final = 512
 BATCHES_PER_CHECKPOINT: Final = 16  # measured: one each costs a single connection 5 us of 66
 CHECKPOINT_SECONDS: Final = 0.002  # other tasks wait no longer while batches follow each other
 PATIENCE_SECONDS: Final = 0.001  # in the private epoll after a batch, its unit (docs/decisions/lane-patience.md)
+DIALOGUE_TURNS: Final = 16  # two sockets alone, one after the other: from here on their next turn is spun for
+SPIN_SECONDS: Final = 0.0001  # and no longer than this (docs/decisions/lane-spin.md)
 EVENTS_PER_CHECKPOINT: Final = 256  # under load a few ms; a batch of many events pays its checkpoint easily
 SWEEP_SECONDS: Final = 0.25  # how coarse deadlines are
 
@@ -268,15 +271,27 @@ class Lane:
             self._wake_receive.close()
             self._wake_send.close()
 
+    def _spin(self) -> list[tuple[int, int]]:
+        """Polls without sleeping for a short time: to be woken on an idle core takes longer than the answer does."""
+        until = time.perf_counter() + SPIN_SECONDS
+        while not (events := self._poller.poll(0, EVENTS_PER_BATCH)) and time.perf_counter() < until:
+            pass
+        return events
+
     async def _drain(self) -> None:
         poll, served, wake_fd = self._poller.poll, self._served, self._wake_receive.fileno()
         busy = load = 0
         patience = 0.0
+        turns, last, before = 0, -1, -1  # how often two sockets have alternated, and the last two
         checked = trio.current_time()  # when other tasks last had their turn
         while True:
-            events = poll(0 if self._again else patience, EVENTS_PER_BATCH)
+            if turns < DIALOGUE_TURNS or self._again:
+                events = poll(0 if self._again else patience, EVENTS_PER_BATCH)
+            elif not (events := self._spin()):
+                turns = 0  # somebody thinks for longer: sleep, and begin to count anew
+                events = poll(patience, EVENTS_PER_BATCH)
             if not events and not self._again:
-                busy = load = 0
+                busy = load = turns = 0
                 patience = 0.0
                 self._asleep = True
                 try:
@@ -287,6 +302,11 @@ class Lane:
             self.now = trio.current_time()
             self.batches += 1
             self.events += len(events)
+            if len(events) == 1:
+                before, last, previous = last, events[0][0], before
+                turns = turns + 1 if last == previous else 0
+            else:
+                turns = 0
             self._draining = True
             try:
                 if self._again:

@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.net.endpoint import Endpoint
 from gateway.net.lane import (
     BATCHES_PER_CHECKPOINT,
+    DIALOGUE_TURNS,
     EVENTS_PER_CHECKPOINT,
     READ,
     SWEEP_SECONDS,
@@ -117,6 +118,60 @@ async def test_other_tasks_get_their_turn_while_the_lane_never_sleeps(lane: Lane
     busy = False
     assert 50 < lane.batches - before <= 101 * BATCHES_PER_CHECKPOINT
     await wait_all_tasks_blocked()
+
+
+class Watched:
+    """An epoll that notes each timeout it was asked for."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.timeouts: list[float] = []
+        self.register = self.epoll.register
+        self.modify = self.epoll.modify
+        self.unregister = self.epoll.unregister
+        self.fileno = self.epoll.fileno
+        self.close = self.epoll.close
+
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        return self.epoll.poll(timeout, maxevents)
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="the dialogue is watched on an epoll")
+@pytest.mark.parametrize("talking", [1, 2, 3])
+async def test_only_two_sockets_that_alternate_are_spun_for(talking: int) -> None:
+    watched = Watched()
+    lane = Lane(watched)
+    remaining = 10 * DIALOGUE_TURNS
+    done = trio.Event()
+
+    def answer(client: Client) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining:
+            clients[(clients.index(client) + 1) % talking].peer.send(b"x")
+        else:
+            done.set()
+            lane.woke = True
+
+    clients = [Client(lane, answer) for _ in range(talking)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lane.run)
+        clients[0].peer.send(b"x")
+        await done.wait()
+        await wait_all_tasks_blocked(0.05)  # long past the patience
+        asleep = len(watched.timeouts)
+        await wait_all_tasks_blocked(0.05)
+        assert len(watched.timeouts) == asleep, "the lane spins for sockets that say nothing"
+        nursery.cancel_scope.cancel()
+    for client in clients:
+        client.endpoint.close()
+        client.peer.close()
+    spun = sum(later == 0 for later in watched.timeouts[1:])
+    if talking == 3:
+        assert spun <= remaining + BATCHES_PER_CHECKPOINT
+    else:
+        assert spun >= 8 * DIALOGUE_TURNS
 
 
 async def test_a_batch_of_many_sockets_ends_the_lanes_turn(lane: Lane) -> None:

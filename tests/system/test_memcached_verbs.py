@@ -110,7 +110,7 @@ def outcome(call: Callable[[], Any]) -> Any:
     except MemcacheError as error:
         return type(error).__name__, str(error)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], bytes) and result[1].isdigit():
-        return result[0], "cas"
+        return result[0].rstrip(), "cas"  # a decr pads or not, as the server happened to hold the item (see unpadded)
     return result
 
 
