@@ -1,9 +1,7 @@
-"""One MySQL listener: lets clients in, and holds what their sessions share."""
+"""One MySQL listener: what its sessions share."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,8 +10,8 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Credentials, MysqlConnection, ask, log_in, log_in_errors
-from gateway.backends.mysql_state import State, state_of
+from gateway.backends.mysql import MysqlConnection, ask, log_in, log_in_errors
+from gateway.backends.mysql_state import State
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
@@ -23,60 +21,21 @@ from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import (
-    CACHING_SHA2_PASSWORD,
-    NATIVE_PASSWORD,
     Capability,
     ErrorCode,
     Status,
 )
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Send, ServerHandshake
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Scope, SqlOperation
 from gateway.routing.sql import Classifier
 from gateway.rules.compile import RuleSet
 from gateway.rules.policy import Defaults, SharedPolicies, SqlPolicies
 from gateway.sessions.mysql import MysqlSession
+from gateway.sessions.mysql_login import Entrance
 from gateway.topology.mysql import Topology
 
 log = structlog.get_logger(__name__)
 
-# Offered to clients. Each one is either handled by the gateway or changes what the server does, and then the backend
-# connection has it too. Not here: TLS, compression, LOCAL_FILES, query attributes and MariaDB's extended ones.
-OFFERED: Final = int(
-    Capability.LONG_PASSWORD
-    | Capability.FOUND_ROWS
-    | Capability.LONG_FLAG
-    | Capability.CONNECT_WITH_DB
-    | Capability.IGNORE_SPACE
-    | Capability.PROTOCOL_41
-    | Capability.INTERACTIVE
-    | Capability.TRANSACTIONS
-    | Capability.SECURE_CONNECTION
-    | Capability.MULTI_STATEMENTS
-    | Capability.MULTI_RESULTS
-    | Capability.PS_MULTI_RESULTS
-    | Capability.PLUGIN_AUTH
-    | Capability.CONNECT_ATTRS
-    | Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA
-    | Capability.SESSION_TRACK
-    | Capability.DEPRECATE_EOF
-)
-# Those that change what a server does or how its replies look: connections are shared only where they are the same.
-SHAPING: Final = int(
-    Capability.FOUND_ROWS
-    | Capability.IGNORE_SPACE
-    | Capability.INTERACTIVE
-    | Capability.MULTI_STATEMENTS
-    | Capability.MULTI_RESULTS
-    | Capability.PS_MULTI_RESULTS
-    | Capability.DEPRECATE_EOF
-)
-ALWAYS: Final = int(
-    Capability.LONG_PASSWORD | Capability.LONG_FLAG | Capability.TRANSACTIONS | Capability.SESSION_TRACK
-)
-
-THREAD_ID_BIT: Final = 1 << 31  # the gateway's own thread ids: no server's KILL can mean one of them
-PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
 UNSAFE_CHARSETS: Final = frozenset({"gbk", "sjis", "big5", "cp932", "gb18030", "gb2312", "ujis", "eucjpms", "euckr"})
 ANSI_MODES: Final = frozenset({"ANSI_QUOTES", "ANSI", "DB2", "MAXDB", "MSSQL", "ORACLE", "POSTGRESQL"})
 
@@ -104,19 +63,16 @@ class MysqlService:
         self.refusals = 0
         self.retried = 0
         self.fenced = 0  # reads that a replica refused as writes
-        self.denied = 0
         self.sessions: set[MysqlSession] = set()
         self.fallbacks: Counter[str] = Counter()  # reads that wanted a replica and went to the primary
-        self._key = key
         self._nursery = nursery
         self._defaults = Defaults.of(config)
-        self._ids = itertools.count(1)
-        self._proved: dict[tuple[str, str | None], float] = {}
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
         self._distinct: dict[Reading, Reading] = {}
         self.primary_reads = trio.Semaphore(topology.config.primary_reads.max_in_flight)
         self.rules_version = 0
         self.use_rules(rules)
+        self.entrance = Entrance(self, key)
 
     def use_rules(self, rules: RuleSet) -> None:
         """Makes every session decide by these rules from its next command on."""
@@ -147,7 +103,7 @@ class MysqlService:
         conversation = Conversation(self.lane, client)
         try:
             with trio.move_on_after(self.config.handshake_timeout):
-                entered = await self._log_in(conversation)
+                entered = await self.entrance.let_in(conversation)
                 if entered is None:
                     return
                 session, login = entered
@@ -164,84 +120,6 @@ class MysqlService:
             await session.serve(leftover)
         finally:
             self.sessions.discard(session)
-
-    async def _log_in(self, conversation: Conversation) -> tuple[MysqlSession, LoggedIn] | None:
-        identity = self.topology.identity
-        if identity is None:
-            message = f"gateway: no server of group {self.topology.name} has answered yet"
-            conversation.write(answers.err(0, ErrorCode.UNKNOWN_ERROR, message, protocol_41=False))
-            return None
-        id_ = THREAD_ID_BIT | next(self._ids) & (THREAD_ID_BIT - 1)
-        host = self.client_of(conversation.endpoint) or "localhost"
-        handshake = ServerHandshake(
-            connection_id=id_,
-            server_version=identity.version,
-            capabilities=OFFERED,
-            host=host,
-            password_of=self.users.get,
-            key=self._key,
-            plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
-        )
-        conversation.write(handshake.greeting())
-        while True:
-            chunk = await conversation.receive()
-            if not chunk:
-                return None
-            for event in handshake.feed(chunk):
-                match event:
-                    case Send():
-                        conversation.write(event.data)
-                    case Denied():
-                        self.denied += 1
-                        log.info("log-in denied", listener=self.config.name, client=host, error=str(event.error))
-                        conversation.write(event.data)
-                        return None
-                    case LoggedIn():
-                        return await self._enter(conversation, event, id_)
-
-    async def _enter(
-        self, conversation: Conversation, login: LoggedIn, id_: int
-    ) -> tuple[MysqlSession, LoggedIn] | None:
-        """Asks a server whether it would have let this user in, too; only then is the client told OK."""
-        credentials = Credentials(
-            login.user, self.users[login.user], ALWAYS | login.capabilities & SHAPING, login.collation
-        )
-        try:
-            await self._prove(credentials, login.database)
-        except Refused as error:
-            conversation.write(answers.err(login.sequence, error.code, f"gateway: {error}", error.sqlstate))
-            return None
-        except BackendRefused as error:
-            conversation.write(
-                answers.err(login.sequence, error.code or ErrorCode.UNKNOWN_ERROR, str(error), error.sqlstate)
-            )
-            return None
-        session = MysqlSession(self, conversation.endpoint, login, credentials, id_)
-        conversation.write(answers.ok(login.sequence))
-        return session, login
-
-    async def _prove(self, credentials: Credentials, database: str | None) -> None:
-        now = trio.current_time()
-        if now - self._proved.get((credentials.user, database), -math.inf) < PROVED_SECONDS:
-            return
-        primary = self.topology.primary_member
-        others = [self.topology.members[view.name] for view in self.topology.snapshot.replicas if view.fault is None]
-        members = [primary, *others] if primary is not None else others
-        if not members:
-            raise Unavailable(f"no server of group {self.topology.name} can be reached")
-        state = state_of(database, credentials.collation)
-        for member in members:
-            try:
-                connection = await member.pool.take(credentials, state)
-            except Unavailable:
-                if member is members[-1]:
-                    raise
-            else:
-                member.pool.give_back(connection)
-                if len(self._proved) > 10_000:
-                    self._proved.clear()
-                self._proved[credentials.user, database] = now
-                return
 
     def end_idle(self) -> None:
         """While draining: ends the sessions that are between transactions."""
@@ -364,7 +242,7 @@ class MysqlService:
             "in_transaction_or_pinned": sum(session.held is not None for session in self.sessions),
             "pinned": sum(bool(session.kept.pins) for session in self.sessions),
             "refused_commands": self.refusals,
-            "denied_log_ins": self.denied,
+            "denied_log_ins": self.entrance.denied,
             "retried_reads": self.retried,
             "reads_refused_as_writes": self.fenced,
             "reads_at_primary_for_want_of_a_replica": sum(self.fallbacks.values()),

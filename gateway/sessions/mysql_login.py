@@ -1,0 +1,155 @@
+"""Lets clients in: greets them, verifies who they are, and asks a server whether it would have let them in, too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from gateway.backends.mysql import Credentials
+from gateway.backends.mysql_state import state_of
+from gateway.errors import BackendRefused, Refused, Unavailable
+from gateway.net.connect import Conversation
+from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, ErrorCode
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Send, ServerHandshake
+from gateway.sessions.mysql import MysqlSession
+
+if TYPE_CHECKING:
+    from gateway.sessions.mysql_service import MysqlService
+
+log = structlog.get_logger(__name__)
+
+# Offered to clients. Each one is either handled by the gateway or changes what the server does, and then the backend
+# connection has it too. Not here: TLS, compression, LOCAL_FILES, query attributes and MariaDB's extended ones.
+OFFERED: Final = int(
+    Capability.LONG_PASSWORD
+    | Capability.FOUND_ROWS
+    | Capability.LONG_FLAG
+    | Capability.CONNECT_WITH_DB
+    | Capability.IGNORE_SPACE
+    | Capability.PROTOCOL_41
+    | Capability.INTERACTIVE
+    | Capability.TRANSACTIONS
+    | Capability.SECURE_CONNECTION
+    | Capability.MULTI_STATEMENTS
+    | Capability.MULTI_RESULTS
+    | Capability.PS_MULTI_RESULTS
+    | Capability.PLUGIN_AUTH
+    | Capability.CONNECT_ATTRS
+    | Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA
+    | Capability.SESSION_TRACK
+    | Capability.DEPRECATE_EOF
+)
+# Those that change what a server does or how its replies look: connections are shared only where they are the same.
+SHAPING: Final = int(
+    Capability.FOUND_ROWS
+    | Capability.IGNORE_SPACE
+    | Capability.INTERACTIVE
+    | Capability.MULTI_STATEMENTS
+    | Capability.MULTI_RESULTS
+    | Capability.PS_MULTI_RESULTS
+    | Capability.DEPRECATE_EOF
+)
+ALWAYS: Final = int(
+    Capability.LONG_PASSWORD | Capability.LONG_FLAG | Capability.TRANSACTIONS | Capability.SESSION_TRACK
+)
+
+THREAD_ID_BIT: Final = 1 << 31  # the gateway's own thread ids: no server's KILL can mean one of them
+PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
+
+
+class Entrance:
+    """The way in to one listener. `denied` counts the log-ins that were refused for what the client said."""
+
+    def __init__(self, service: MysqlService, key: PasswordKey) -> None:
+        self.denied = 0
+        self._service = service
+        self._topology = service.topology
+        self._listener = service.config.name
+        self._key = key
+        self._ids = itertools.count(1)
+        self._proved: dict[tuple[str, str | None], float] = {}
+
+    async def let_in(self, conversation: Conversation) -> tuple[MysqlSession, LoggedIn] | None:
+        """The session of a client that may come in and has been told so; None if it was refused or has gone."""
+        identity = self._topology.identity
+        if identity is None:
+            message = f"gateway: no server of group {self._topology.name} has answered yet"
+            conversation.write(answers.err(0, ErrorCode.UNKNOWN_ERROR, message, protocol_41=False))
+            return None
+        id_ = THREAD_ID_BIT | next(self._ids) & (THREAD_ID_BIT - 1)
+        host = self._service.client_of(conversation.endpoint) or "localhost"
+        handshake = ServerHandshake(
+            connection_id=id_,
+            server_version=identity.version,
+            capabilities=OFFERED,
+            host=host,
+            password_of=self._service.users.get,
+            key=self._key,
+            plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
+        )
+        conversation.write(handshake.greeting())
+        while True:
+            chunk = await conversation.receive()
+            if not chunk:
+                return None
+            for event in handshake.feed(chunk):
+                match event:
+                    case Send():
+                        conversation.write(event.data)
+                    case Denied():
+                        self.denied += 1
+                        log.info("log-in denied", listener=self._listener, client=host, error=str(event.error))
+                        conversation.write(event.data)
+                        return None
+                    case LoggedIn():
+                        return await self._enter(conversation, event, id_)
+
+    async def _enter(
+        self, conversation: Conversation, login: LoggedIn, id_: int
+    ) -> tuple[MysqlSession, LoggedIn] | None:
+        """Asks a server whether it would have let this user in, too; only then is the client told OK."""
+        credentials = Credentials(
+            login.user, self._service.users[login.user], ALWAYS | login.capabilities & SHAPING, login.collation
+        )
+        try:
+            await self._prove(credentials, login.database)
+        except Refused as error:
+            conversation.write(answers.err(login.sequence, error.code, f"gateway: {error}", error.sqlstate))
+            return None
+        except BackendRefused as error:
+            conversation.write(
+                answers.err(login.sequence, error.code or ErrorCode.UNKNOWN_ERROR, str(error), error.sqlstate)
+            )
+            return None
+        session = MysqlSession(self._service, conversation.endpoint, login, credentials, id_)
+        conversation.write(answers.ok(login.sequence))
+        return session, login
+
+    async def _prove(self, credentials: Credentials, database: str | None) -> None:
+        now = trio.current_time()
+        if now - self._proved.get((credentials.user, database), -math.inf) < PROVED_SECONDS:
+            return
+        primary = self._topology.primary_member
+        others = [self._topology.members[view.name] for view in self._topology.snapshot.replicas if view.fault is None]
+        members = [primary, *others] if primary is not None else others
+        if not members:
+            raise Unavailable(f"no server of group {self._topology.name} can be reached")
+        state = state_of(database, credentials.collation)
+        for member in members:
+            try:
+                connection = await member.pool.take(credentials, state)
+            except Unavailable:
+                if member is members[-1]:
+                    raise
+            else:
+                member.pool.give_back(connection)
+                if len(self._proved) > 10_000:
+                    self._proved.clear()
+                self._proved[credentials.user, database] = now
+                return
