@@ -15,6 +15,7 @@ from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation, connect_tcp, connect_unix
 from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
+from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
 from gateway.protocol.mysql.replies import Prelude
@@ -67,7 +68,7 @@ class Credentials:
 
     __slots__ = ("capabilities", "collation", "key", "password", "user")
 
-    def __init__(self, user: str, password: str, capabilities: int, collation: int) -> None:
+    def __init__(self, user: str, password: Password, capabilities: int, collation: int) -> None:
         self.user = user
         self.password = password
         self.capabilities = capabilities

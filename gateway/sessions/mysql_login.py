@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -14,9 +15,9 @@ from gateway.backends.mysql_state import state_of
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
 from gateway.protocol.mysql import answers
-from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.auth import Known, PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, ErrorCode
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Send, ServerHandshake
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake
 from gateway.sessions.mysql import MysqlSession
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ class Entrance:
             server_version=identity.version,
             capabilities=OFFERED,
             host=host,
-            password_of=self._service.users.get,
             key=self._key,
             plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
         )
@@ -98,25 +98,27 @@ class Entrance:
             chunk = await conversation.receive()
             if not chunk:
                 return None
-            for event in handshake.feed(chunk):
-                match event:
-                    case Send():
-                        conversation.write(event.data)
-                    case Denied():
+            events = deque(handshake.feed(chunk))
+            while events:
+                match events.popleft():
+                    case Send(data):
+                        conversation.write(data)
+                    case Named(user):
+                        password = self._service.users.get(user)
+                        events.extend(handshake.identify(Known() if password is None else Known((password,))))
+                    case Denied() as denied:
                         self.denied += 1
-                        log.info("log-in denied", listener=self._listener, client=host, error=str(event.error))
-                        conversation.write(event.data)
+                        log.info("log-in denied", listener=self._listener, client=host, error=str(denied.error))
+                        conversation.write(denied.data)
                         return None
-                    case LoggedIn():
-                        return await self._enter(conversation, event, id_)
+                    case LoggedIn() as login:
+                        return await self._enter(conversation, login, id_)
 
     async def _enter(
         self, conversation: Conversation, login: LoggedIn, id_: int
     ) -> tuple[MysqlSession, LoggedIn] | None:
         """Asks a server whether it would have let this user in, too; only then is the client told OK."""
-        credentials = Credentials(
-            login.user, self._service.users[login.user], ALWAYS | login.capabilities & SHAPING, login.collation
-        )
+        credentials = Credentials(login.user, login.password, ALWAYS | login.capabilities & SHAPING, login.collation)
         try:
             await self._prove(credentials, login.database)
         except Refused as error:

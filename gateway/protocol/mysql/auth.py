@@ -1,21 +1,30 @@
 """Passwords on the wire: the answers to a nonce, their verification in constant time, and the RSA key of the full path.
 
-The hashes themselves are PyMySQL's (`pymysql._auth`). The gateway knows the passwords of its configured users, so that
-it can verify both plugins' short answers itself and never needs caching_sha2's full path for a client that answers the
-nonce; the full path is there for those that cannot.
+The hashes themselves are PyMySQL's (`pymysql._auth`). Where the gateway knows a user's password it can verify both
+plugins' short answers itself and never needs caching_sha2's full path for a client that answers the nonce; the full
+path is there for those that cannot, and for passwords that the gateway has yet to learn.
+
+mysql_native_password needs no password at all on the gateway's side: servers store SHA1(SHA1(password)); with that the
+client's answer, SHA1(password) XOR SHA1(nonce + stored), is verified and yields SHA1(password), and with that in turn
+the nonce of another server can be answered.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha1
 from hmac import compare_digest
+from importlib.util import find_spec
+from typing import TypeAlias
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from pymysql._auth import ed25519_password, scramble_caching_sha2, scramble_native_password, sha2_rsa_encrypt
 
-from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NATIVE_PASSWORD
+from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NATIVE_PASSWORD, SHA256_PASSWORD
+from gateway.protocol.mysql.greeting import raw, text
 
 NONCE_LENGTH = 20  # bytes; SCRAMBLE_LENGTH of both plugins
 
@@ -23,9 +32,7 @@ _NONCE_ALPHABET = bytes(byte for byte in range(1, 128) if byte != ord("$"))
 # 7 bits, no NUL (it ends the nonce in the packet), no "$" (it separates fields in caching_sha2's stored form): as
 # servers make theirs (generate_user_salt in mysys/crypt_genhash_impl.cc).
 
-_NOBODY = secrets.token_bytes(
-    16
-)  # stands in for an unknown user's password: the same work is done, and nothing matches
+_NOBODY = secrets.token_hex(16)  # stands in for an unknown user's password: the same work is done, nothing matches
 
 RSA_BITS = 2048  # caching_sha2_password_auto_generate_rsa_keys makes keys of this size
 
@@ -53,8 +60,25 @@ _ANSWERS = {
 }
 
 
-def answer(plugin: str, password: bytes, nonce: bytes) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Sha1:
+    """SHA1(password), 20 bytes: all of a password that logging in by mysql_native_password takes."""
+
+    digest: bytes = field(repr=False)
+
+
+Password: TypeAlias = str | Sha1
+"""What one can log in to a server with."""
+
+
+def answer(plugin: str, password: Password, nonce: bytes) -> bytes:
     """Return what a client sends for `password` under `plugin` (b"" for an empty one). Raises PluginError."""
+    if isinstance(password, Sha1):
+        if plugin != NATIVE_PASSWORD:
+            raise PluginError(
+                f"the account uses {plugin}, and only what {NATIVE_PASSWORD} proves is known of its password"
+            )
+        return _xor(password.digest, sha1(nonce[:NONCE_LENGTH] + sha1(password.digest).digest()).digest())
     if not password:
         return b""
     function = _ANSWERS.get(plugin)
@@ -63,16 +87,57 @@ def answer(plugin: str, password: bytes, nonce: bytes) -> bytes:
             f"the account uses the authentication plugin {plugin!r}, which the gateway does not answer: "
             f"use {CACHING_SHA2_PASSWORD} or {NATIVE_PASSWORD}"
         )
-    return function(password, nonce[:NONCE_LENGTH])
+    return function(raw(password), nonce[:NONCE_LENGTH])
 
 
-def verify(plugin: str, password: str | None, nonce: bytes, answered: bytes) -> bool:
-    """Say whether `answered` proves `password`; None, an unknown user, takes as long and is never proved.
+def can_answer(plugin: str) -> bool:
+    """Say whether a password is enough for the gateway to log in to an account of this plugin, whatever the nonce."""
+    if plugin in (SHA256_PASSWORD, CACHING_SHA2_PASSWORD, NATIVE_PASSWORD):
+        return True
+    return plugin == ED25519 and find_spec("nacl") is not None
 
-    `plugin` is one of the two that the server role offers.
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of one user's password, so that a client's proof can be verified. `Known()`: there is no such user.
+
+    `passwords` may be several while one takes the place of another. `stored` is SHA1(SHA1(password)), as
+    mysql_native_password stores it. `learns`: the client is asked for the password itself if it proves none of these,
+    and whatever it names then is taken; the caller has to find out whether it is right.
     """
-    secret = _NOBODY if password is None else password.encode()
-    return compare_digest(answer(plugin, secret, nonce), answered)
+
+    passwords: tuple[str, ...] = field(default=(), repr=False)
+    stored: bytes | None = field(default=None, repr=False)
+    learns: bool = False
+
+    def proved_by(self, plugin: str, nonce: bytes, answered: bytes) -> Password | None:
+        """Return the password that `answered` proves, None if it proves none. Takes as long for an unknown user.
+
+        `plugin` is one of the two that the server role offers.
+        """
+        proved: Password | None = None
+        if self.stored is not None and plugin == NATIVE_PASSWORD and len(answered) == sha1().digest_size:
+            digest = _xor(answered, sha1(nonce[:NONCE_LENGTH] + self.stored).digest())
+            if compare_digest(sha1(digest).digest(), self.stored):
+                proved = Sha1(digest)
+        for password in self.passwords or (_NOBODY,):
+            if compare_digest(answer(plugin, password, nonce), answered) and password is not _NOBODY:
+                proved = password
+        return proved
+
+    def holds(self, clear: bytes) -> str | None:
+        """Return the password if `clear`, as the client gave it, is one; with `learns` whatever is not empty."""
+        fits = False
+        for password in self.passwords or (_NOBODY,):
+            if compare_digest(raw(password), clear) and password is not _NOBODY:
+                fits = True
+        if self.stored is not None and clear and compare_digest(sha1(sha1(clear).digest()).digest(), self.stored):
+            fits = True
+        return text(clear) if fits or (self.learns and clear) else None
 
 
 def encrypt(password: bytes, nonce: bytes, public_key: bytes) -> bytes:
@@ -101,15 +166,14 @@ class PasswordKey:
         """Make a new key pair."""
         return cls(rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS))
 
-    def verify(self, password: str | None, nonce: bytes, encrypted: bytes) -> bool:
-        """Say whether `encrypted` holds `password`; None, an unknown user, takes as long and is never proved."""
+    def decrypt(self, nonce: bytes, encrypted: bytes) -> bytes | None:
+        """Return the password that a client sent in the full path; None if it was not made so, or not with this key."""
         try:
             masked = self._key.decrypt(encrypted, _OAEP())
-        except ValueError:  # not made with this key
-            return False
+        except ValueError:
+            return None
         clear = bytes(byte ^ nonce[at % NONCE_LENGTH] for at, byte in enumerate(masked))
-        secret = _NOBODY if password is None else password.encode()
-        return compare_digest(secret + b"\0", clear)
+        return clear[:-1] if clear.endswith(b"\0") else None
 
 
 _OAEP = partial(padding.OAEP, mgf=padding.MGF1(algorithm=hashes.SHA1()), algorithm=hashes.SHA1(), label=None)

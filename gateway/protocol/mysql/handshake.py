@@ -5,10 +5,12 @@ states there are, and what each does with the next packet, is in one table per r
 end).
 
 Server role. No state reads a command: after `LoggedIn` the machine is at its end, and what follows belongs to another
-reader. A user that does not exist is treated as one with a password that nobody knows, so that the work, the time and
-the text (1045) are those of a wrong password. A client that answers the nonce with a well-formed but wrong hash is
-refused at once, where MySQL would go on to the full path: MySQL knows no password to compare with, the gateway does,
-and clients without TLS would report a missing public key instead of the wrong password.
+reader. When a client has said who it is (`Named`) the machine waits until `identify` says what is known of that user,
+which may take a question to a server. A user that does not exist is treated as one with a password that nobody knows,
+so that the work, the time and the text (1045) are those of a wrong password. A client that answers the nonce with a
+well-formed but wrong hash is refused at once where the password is known, although MySQL would go on to the full path:
+MySQL knows no password to compare with, and clients without TLS would report a missing public key instead of the wrong
+password. Where it has yet to be learnt, the full path it is.
 
 Client role. What the server says is trusted no further than it must be: the password leaves only hashed with the
 server's nonce, or encrypted with the key that the server sent. The latter, without TLS, protects against listeners, not
@@ -18,12 +20,12 @@ against somebody who stands in for the server; that is what the RSA path of cach
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from gateway.errors import BackendRefused, Refused
 from gateway.protocol.mysql import answers, auth
-from gateway.protocol.mysql.auth import PasswordKey, PluginError
+from gateway.protocol.mysql.auth import Known, Password, PasswordKey, PluginError, Sha1
 from gateway.protocol.mysql.constants import (
     CACHING_SHA2_PASSWORD,
     MAX_PAYLOAD,
@@ -46,6 +48,7 @@ from gateway.protocol.mysql.greeting import (
     HandshakeResponse,
     is_old,
     is_ssl_request,
+    raw,
 )
 from gateway.protocol.mysql.ok_packet import parse_err, parse_ok
 from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, PacketError, PacketReader, packet, payload_of
@@ -71,8 +74,15 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """Server role: the client says that it is `user`. Goes on with `identify`; nothing is fed before that."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedIn:
-    """Server role: the client proved its password and waits for the OK, or for an ERR such as 1049 or 1040.
+    """Server role: the client proved `password` and waits for the OK, or for an ERR such as 1049 or 1040.
 
     That packet is the caller's to send, with sequence id `sequence` (`answers.ok`, `answers.err`): it may want to try a
     backend first. `capabilities` are those that both sides have.
@@ -86,6 +96,7 @@ class LoggedIn:
     max_packet: int  # bytes that the client is ready to receive in one packet
     sequence: int
     leftover: bytes  # came behind the last packet: for the reader of commands
+    password: Password = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,7 @@ class Connected:
     leftover: bytes  # what came behind the OK; b"" from any sane server
 
 
-ServerEvent = Send | LoggedIn | Denied
+ServerEvent = Send | Named | LoggedIn | Denied
 ClientEvent = Send | Connected
 
 
@@ -115,6 +126,7 @@ class _Wait(Enum):
     """What a machine waits for."""
 
     RESPONSE = auto()  # server role: HandshakeResponse41
+    KNOWN = auto()  # server role: `identify`
     SWITCHED = auto()  # server role: the answer to AuthSwitchRequest
     FULL = auto()  # server role: the request for the key, or the encrypted password
     GREETING = auto()  # client role
@@ -126,9 +138,9 @@ class _Wait(Enum):
 class ServerHandshake:
     """Server role of one connection: `greeting()` is sent first, then every byte of the client goes through `feed`.
 
-    `password_of(user)` gives the password, None for an unknown user; `host` is the client's address as 1045 prints
-    it; `plugin` is named in the greeting and asked of clients whose own plugin is none of `PLUGINS`; `capabilities`
-    are those offered, without SSL and COMPRESS. Both plugins need SECURE_CONNECTION and PLUGIN_AUTH, which are added.
+    `host` is the client's address as 1045 prints it; `plugin` is named in the greeting and asked of clients whose own
+    plugin is none of `PLUGINS`; `capabilities` are those offered, without SSL and COMPRESS. Both plugins need
+    SECURE_CONNECTION and PLUGIN_AUTH, which are added.
     """
 
     def __init__(
@@ -138,7 +150,6 @@ class ServerHandshake:
         server_version: str,
         capabilities: int,
         host: str,
-        password_of: Callable[[str], str | None],
         key: PasswordKey,
         plugin: str = CACHING_SHA2_PASSWORD,
         collation: int = Collation.UTF8MB4_GENERAL_CI,
@@ -155,7 +166,7 @@ class ServerHandshake:
             plugin=plugin,
         )
         self._host = host
-        self._password_of = password_of
+        self._known = Known()
         self._key = key
         self._nonce = self._greeting.nonce
         self._plugin = plugin
@@ -176,16 +187,26 @@ class ServerHandshake:
         if self._wait not in _SERVER:
             return events
         try:
-            messages = self._reader.feed(data)
-            for at, message in enumerate(messages, 1):
+            self._behind += self._reader.feed(data)
+            while self._behind and self._wait in _SERVER:
+                message = self._behind.pop(0)
                 self._check_sequence(message)
-                self._behind = messages[at:]
+                self._reader.limit -= len(message)  # all of the log-in together, not each of its packets
                 events += _SERVER[self._wait](self, payload_of(message))
-                if self._wait not in _SERVER:
-                    break
         except PacketError as error:
             events += self._deny(error.code, str(error))
         return events
+
+    def identify(self, known: Known) -> list[ServerEvent]:
+        """Go on after `Named` with what is known of that user; return what to do, in order."""
+        assert self._wait is _Wait.KNOWN
+        self._known = known
+        events = self._on_known()
+        return events + self.feed(b"") if self._behind else events
+
+    def refuse(self, code: int, message: str) -> list[ServerEvent]:
+        """Go on after `Named` by telling the client why it cannot come in."""
+        return self._deny(code, message)
 
     def _check_sequence(self, message: bytes) -> None:
         if message[3] != self._sequence & 0xFF:
@@ -204,6 +225,12 @@ class ServerHandshake:
         self._response = response = HandshakeResponse.parse(payload)
         if not response.capabilities & _SECURE_CONNECTION:
             return self._deny_protocol()
+        self._wait = _Wait.KNOWN
+        return [Named(response.user)]
+
+    def _on_known(self) -> list[ServerEvent]:
+        response = self._response
+        assert response is not None
         if not response.capabilities & _PLUGIN_AUTH:
             self._plugin = NATIVE_PASSWORD  # the only plugin that such a client can mean
         elif response.plugin not in PLUGINS:
@@ -212,7 +239,7 @@ class ServerHandshake:
             # It has not the plugin that the greeting names: MySQL 9's clients have no mysql_native_password, and send
             # an empty answer then, since they take the greeting's nonce to be of no use to their own plugin.
             self._plugin = response.plugin
-            if not response.answer or not self._proves(response.answer):
+            if not response.answer or self._proved_by(response.answer) is None:
                 return self._switch()
         return self._on_answer(response.answer)
 
@@ -221,26 +248,32 @@ class ServerHandshake:
         self._wait = _Wait.SWITCHED
         return self._send(AuthSwitchRequest(self._plugin, self._nonce).encode())
 
-    def _proves(self, answered: bytes) -> bool:
-        return auth.verify(self._plugin, self._password_of(self._user), self._nonce, answered)
+    def _proved_by(self, answered: bytes) -> Password | None:
+        return self._known.proved_by(self._plugin, self._nonce, answered)
 
     def _on_answer(self, answered: bytes) -> list[ServerEvent]:
         """The client's answer to the nonce under the plugin now agreed on."""
         if answered == b"\0":  # how libmysqlclient says that there is no password
             answered = b""
-        if self._proves(answered):
-            return self._accept(fast=self._plugin == CACHING_SHA2_PASSWORD and answered != b"")
-        if self._plugin == CACHING_SHA2_PASSWORD and answered and len(answered) != _HASH_LENGTH:
-            self._wait = _Wait.FULL  # it is no answer to a nonce at all: made for another plugin, say
-            return self._send(FULL_AUTH)
+        proved = self._proved_by(answered)
+        if proved is not None:
+            return self._accept(proved, fast=self._plugin == CACHING_SHA2_PASSWORD and answered != b"")
+        if answered and self._plugin == CACHING_SHA2_PASSWORD:
+            # Nothing to compare it with, or it is no answer to a nonce at all: made for another plugin, say.
+            if self._known.learns or self._known.stored is not None or len(answered) != _HASH_LENGTH:
+                self._wait = _Wait.FULL
+                return self._send(FULL_AUTH)
+        elif answered and self._known.learns:
+            self._plugin = CACHING_SHA2_PASSWORD  # the only way to hear the password itself
+            return self._switch()
         return self._deny_access(answered != b"")
 
     def _on_full(self, payload: bytes) -> list[ServerEvent]:
         if payload == PUBLIC_KEY_REQUEST:
             return self._send(AUTH_MORE_DATA + self._key.public_pem)
-        if self._key.verify(self._password_of(self._user), self._nonce, payload):
-            return self._accept(fast=False)
-        return self._deny_access(True)
+        clear = self._key.decrypt(self._nonce, payload)
+        password = self._known.holds(clear) if clear is not None else None
+        return self._accept(password, fast=False) if password is not None else self._deny_access(True)
 
     @property
     def _user(self) -> str:
@@ -251,7 +284,7 @@ class ServerHandshake:
         self._sequence += 1
         return [event]
 
-    def _accept(self, *, fast: bool) -> list[ServerEvent]:
+    def _accept(self, password: Password, *, fast: bool) -> list[ServerEvent]:
         assert self._response is not None
         events = self._send(FAST_AUTH_OK) if fast else []
         self._wait = _Wait.NOTHING
@@ -264,6 +297,7 @@ class ServerHandshake:
             max_packet=self._response.max_packet,
             sequence=self._sequence,
             leftover=b"".join(self._behind) + self._reader.take_held(),
+            password=password,
         )
         return [*events, logged_in]
 
@@ -300,7 +334,7 @@ class ClientHandshake:
         self,
         *,
         user: str,
-        password: str,
+        password: Password,
         capabilities: int,
         database: str | None = None,
         collation: int = Collation.UTF8MB4_GENERAL_CI,
@@ -308,7 +342,7 @@ class ClientHandshake:
         max_packet: int = 1 << 30,
     ) -> None:
         self._user = user
-        self._password = password.encode()
+        self._password = password
         self._wanted = int(capabilities) & ~_SET_BY_NEED
         self._database = database
         self._collation = int(collation)
@@ -360,7 +394,9 @@ class ClientHandshake:
         if self._attributes:
             wanted |= int(Capability.CONNECT_ATTRS)
         self._agreed = wanted & (greeting.capabilities | int(Capability.CONNECT_WITH_DB))
-        self._plugin = greeting.plugin if greeting.plugin in PLUGINS else NATIVE_PASSWORD
+        # A server that has another plugin for this user will say so; one that has this one need not ask again.
+        hashed = isinstance(self._password, Sha1)
+        self._plugin = greeting.plugin if greeting.plugin in PLUGINS and not hashed else NATIVE_PASSWORD
         self._nonce = greeting.nonce
         response = HandshakeResponse(
             user=self._user,
@@ -402,11 +438,18 @@ class ClientHandshake:
         if payload[:1] != AUTH_MORE_DATA:
             raise PacketError(f"packet beginning with 0x{payload[0]:02x} where a public key was expected")
         try:
-            encrypted = auth.encrypt(self._password, self._nonce, payload[1:])
+            encrypted = auth.encrypt(raw(self._clear()), self._nonce, payload[1:])
         except ValueError as error:
             raise PacketError(f"server sent a public key that cannot be used: {error}") from error
         self._wait = _Wait.VERDICT
         return self._send(encrypted)
+
+    def _clear(self) -> str:
+        if isinstance(self._password, Sha1):
+            raise BackendRefused(
+                f"cannot log in as {self._user!r}: the server asks for the password, which is not known"
+            )
+        return self._password
 
     def _answer(self) -> bytes:
         try:

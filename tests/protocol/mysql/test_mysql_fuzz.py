@@ -9,13 +9,14 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_users import KnownUsers
 
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, Capability, Command
 from gateway.protocol.mysql.greeting import AuthSwitchRequest, Greeting, HandshakeResponse
-from gateway.protocol.mysql.handshake import ClientHandshake, Denied, LoggedIn, Send, ServerHandshake
+from gateway.protocol.mysql.handshake import ClientHandshake, Denied, LoggedIn, Send
 from gateway.protocol.mysql.ok_packet import OkPacket, encode_ok, parse_eof, parse_err, parse_ok, read_state
 from gateway.protocol.mysql.packets import PacketError, PacketReader, lenenc_bytes, packet
 from gateway.protocol.mysql.replies import Prelude, ReplyTracker
@@ -90,13 +91,13 @@ def test_parsers_take_mutations_and_every_prefix(at: int) -> None:
             PARSERS[at](data)
 
 
-def server() -> ServerHandshake:
-    return ServerHandshake(
+def server() -> KnownUsers:
+    return KnownUsers(
+        {"app": "secret"},
         connection_id=1,
         server_version="9.7.0",
         capabilities=CAPABILITIES,
         host="192.0.2.1",
-        password_of={"app": "secret"}.get,
         key=KEY,
         nonce=NONCE,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from hashlib import sha1
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_users import KnownUsers
 from pymysql._auth import scramble_caching_sha2, scramble_native_password
 
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers, auth
-from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.auth import Known, PasswordKey, Sha1
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability
 from gateway.protocol.mysql.greeting import (
     FAST_AUTH_OK,
@@ -25,14 +29,13 @@ from gateway.protocol.mysql.handshake import (
     Denied,
     LoggedIn,
     Send,
-    ServerEvent,
-    ServerHandshake,
 )
 from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, PacketError, packet
 
 KEY = PasswordKey.generate()
 NONCE = b"abcdefghijklmnopqrst"
 USERS = {"app": "secret", "open": "", "ünïcode": "pässwörd"}
+STORED = sha1(sha1(b"secret").digest()).digest()  # as mysql_native_password stores it
 OFFERED = int(
     Capability.LONG_PASSWORD
     | Capability.FOUND_ROWS
@@ -50,13 +53,13 @@ OFFERED = int(
 BASIC = int(Capability.PROTOCOL_41 | Capability.SECURE_CONNECTION | Capability.LONG_PASSWORD)
 
 
-def server(plugin: str = CACHING_SHA2_PASSWORD) -> ServerHandshake:
-    return ServerHandshake(
+def server(plugin: str = CACHING_SHA2_PASSWORD, users: Mapping[str, str | Known] = USERS) -> KnownUsers:
+    return KnownUsers(
+        users,
         connection_id=0x80000007,
         server_version="9.7.0",
         capabilities=OFFERED,
         host="192.0.2.1",
-        password_of=USERS.get,
         key=KEY,
         plugin=plugin,
         nonce=NONCE,
@@ -74,10 +77,10 @@ def client(user: str, password: str, database: str | None = None) -> ClientHands
 
 
 def converse(
-    ours: ServerHandshake, theirs: ClientHandshake, cut: int = 1 << 30
-) -> tuple[list[ServerEvent], list[ClientEvent]]:
+    ours: KnownUsers, theirs: ClientHandshake, cut: int = 1 << 30
+) -> tuple[list[LoggedIn | Denied], list[ClientEvent]]:
     """Carries bytes both ways, `cut` at a time, until a side has come to its end; the server's OK is added."""
-    by_server: list[ServerEvent] = []
+    by_server: list[LoggedIn | Denied] = []
     by_client: list[ClientEvent] = []
     to_client, to_server = ours.greeting(), b""
     while to_client or to_server:
@@ -177,6 +180,107 @@ def test_a_client_that_lacks_the_greeting_s_plugin_is_asked_again_with_its_own(
     assert request.plugin == CACHING_SHA2_PASSWORD
     events = ours.feed(packet(3, scramble_caching_sha2(password, request.nonce)))
     assert isinstance(events[-1], LoggedIn)
+
+
+def full_path(ours: KnownUsers, password: bytes, nonce: bytes, sequence: int) -> Send | LoggedIn | Denied:
+    [key] = ours.feed(packet(sequence, b"\x02"))
+    assert isinstance(key, Send)
+    [event] = ours.feed(packet(sequence + 2, auth.encrypt(password, nonce, KEY.public_pem)))
+    return event
+
+
+@pytest.mark.parametrize("password", [b"secret", b"new"])
+def test_each_of_two_passwords_logs_in_while_one_takes_the_place_of_the_other(password: bytes) -> None:
+    users = {"app": Known(("secret", "new"))}
+    for plugin, scramble in (
+        (NATIVE_PASSWORD, scramble_native_password),
+        (CACHING_SHA2_PASSWORD, scramble_caching_sha2),
+    ):
+        events = server(plugin, users).feed(response(scramble(password, NONCE), plugin))
+        assert isinstance(events[-1], LoggedIn)
+        assert events[-1].password == password.decode()
+
+
+def test_a_stored_hash_verifies_native_password_and_yields_what_logs_in_elsewhere() -> None:
+    users = {"app": Known(stored=STORED)}
+    [logged_in] = server(NATIVE_PASSWORD, users).feed(
+        response(scramble_native_password(b"secret", NONCE), NATIVE_PASSWORD)
+    )
+    assert isinstance(logged_in, LoggedIn)
+    assert logged_in.password == Sha1(sha1(b"secret").digest())
+    onward = ClientHandshake(user="app", password=logged_in.password, capabilities=OFFERED)
+    _, by_client = converse(server(CACHING_SHA2_PASSWORD), onward)
+    assert isinstance(by_client[0], Connected)
+
+
+@pytest.mark.parametrize("answer", [b"", b"x" * 20, b"x" * 32, STORED, scramble_native_password(b"wrong", NONCE)])
+def test_a_stored_hash_is_proved_by_nothing_else(answer: bytes) -> None:
+    users = {"app": Known(stored=STORED)}
+    [denied] = server(NATIVE_PASSWORD, users).feed(response(answer, NATIVE_PASSWORD))
+    assert isinstance(denied, Denied)
+
+
+@pytest.mark.parametrize(("password", "enters"), [(b"secret", True), (b"wrong", False)])
+def test_a_client_without_native_password_is_verified_by_the_stored_hash_all_the_same(
+    password: bytes, enters: bool
+) -> None:
+    ours = server(NATIVE_PASSWORD, {"app": Known(stored=STORED)})
+    [switch] = ours.feed(response(b"", CACHING_SHA2_PASSWORD))
+    assert isinstance(switch, Send)
+    nonce = AuthSwitchRequest.parse(switch.data[4:]).nonce
+    assert ours.feed(packet(3, scramble_caching_sha2(password, nonce))) == [Send(packet(4, FULL_AUTH))]
+    event = full_path(ours, password, nonce, 5)
+    assert isinstance(event, LoggedIn if enters else Denied)
+    assert not isinstance(event, LoggedIn) or event.password == "secret"
+
+
+def test_a_password_that_has_yet_to_be_learnt_is_asked_for() -> None:
+    ours = server(CACHING_SHA2_PASSWORD, {"app": Known(learns=True)})
+    scramble = scramble_caching_sha2(b"never seen", NONCE)
+    assert ours.feed(response(scramble, CACHING_SHA2_PASSWORD)) == [Send(packet(2, FULL_AUTH))]
+    event = full_path(ours, b"never seen", NONCE, 3)
+    assert isinstance(event, LoggedIn)
+    assert event.password == "never seen"
+
+
+def test_a_client_of_native_password_is_switched_where_the_password_itself_is_needed() -> None:
+    ours = server(NATIVE_PASSWORD, {"app": Known(learns=True)})
+    [switch] = ours.feed(response(scramble_native_password(b"secret", NONCE), NATIVE_PASSWORD))
+    assert isinstance(switch, Send)
+    request = AuthSwitchRequest.parse(switch.data[4:])
+    assert request.plugin == CACHING_SHA2_PASSWORD
+    ours.feed(packet(3, scramble_caching_sha2(b"secret", request.nonce)))
+    event = full_path(ours, b"secret", request.nonce, 5)
+    assert isinstance(event, LoggedIn)
+
+
+@pytest.mark.parametrize("plugin", [CACHING_SHA2_PASSWORD, NATIVE_PASSWORD])
+def test_no_password_is_never_learnt(plugin: str) -> None:
+    [denied] = server(plugin, {"app": Known(learns=True)}).feed(response(b"", plugin))
+    assert isinstance(denied, Denied)
+    ours = server(CACHING_SHA2_PASSWORD, {"app": Known(learns=True)})
+    ours.feed(response(b"x" * 32, CACHING_SHA2_PASSWORD))
+    assert isinstance(full_path(ours, b"", NONCE, 3), Denied)
+
+
+def test_a_password_once_learnt_is_proved_by_the_short_answer() -> None:
+    ours = server(CACHING_SHA2_PASSWORD, {"app": Known(("secret",), learns=True)})
+    events = ours.feed(response(scramble_caching_sha2(b"secret", NONCE), CACHING_SHA2_PASSWORD))
+    assert events[0] == Send(packet(2, FAST_AUTH_OK))
+    assert isinstance(events[1], LoggedIn)
+    ours = server(CACHING_SHA2_PASSWORD, {"app": Known(("secret",), learns=True)})
+    events = ours.feed(response(scramble_caching_sha2(b"changed", NONCE), CACHING_SHA2_PASSWORD))
+    assert events == [Send(packet(2, FULL_AUTH))]
+
+
+def test_the_packets_of_a_log_in_are_limited_together() -> None:
+    ours = server(NATIVE_PASSWORD)
+    sent = response(b"?", "x" * (BEFORE_LOGIN_LIMIT // 2))
+    [switch] = ours.feed(sent)
+    assert isinstance(switch, Send)
+    [denied] = ours.feed(packet(3, bytes(BEFORE_LOGIN_LIMIT // 2)))
+    assert isinstance(denied, Denied)
+    assert denied.error.code == 1153
 
 
 def test_the_client_role_follows_a_switch() -> None:
@@ -292,6 +396,21 @@ def test_the_client_role_never_answers_a_plugin_it_does_not_know(plugin: str) ->
     theirs.feed(server().greeting())
     with pytest.raises(BackendRefused, match=plugin):
         theirs.feed(packet(2, AuthSwitchRequest(plugin, NONCE).encode()))
+
+
+def hashed() -> ClientHandshake:
+    theirs = ClientHandshake(user="app", password=Sha1(bytes(20)), capabilities=OFFERED)
+    theirs.feed(server().greeting())
+    return theirs
+
+
+def test_the_client_role_with_a_hash_alone_answers_no_other_plugin() -> None:
+    with pytest.raises(BackendRefused, match="cannot log in as 'app': the account uses caching_sha2_password"):
+        hashed().feed(packet(2, AuthSwitchRequest(CACHING_SHA2_PASSWORD, NONCE).encode()))
+    theirs = hashed()
+    theirs.feed(packet(2, AuthSwitchRequest("sha256_password", NONCE).encode()))
+    with pytest.raises(BackendRefused, match="cannot log in as 'app': the server asks for the password itself"):
+        theirs.feed(packet(4, b"\x01" + KEY.public_pem))
 
 
 @pytest.mark.parametrize("key", [b"", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])

@@ -17,6 +17,7 @@ from typing import Any
 import mysql.connector
 import pymysql
 import pytest
+from known_users import KnownUsers
 
 from gateway.demo import programs
 from gateway.demo.mysql_servers import APP, MysqlFamilyServer, MysqlGroup
@@ -24,7 +25,7 @@ from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers, commands
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, Command, Status
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Denied, LoggedIn, Send, ServerHandshake
+from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Denied, LoggedIn, Send
 from gateway.protocol.mysql.packets import PacketReader, packet
 from gateway.protocol.mysql.replies import Prelude, ReplyTracker
 from gateway.protocol.mysql.results import ResultReader
@@ -444,14 +445,14 @@ class OurServer:
             self.failures.append(error)
 
     def converse(self, sock: socket.socket, host: str) -> None:
-        handshake = ServerHandshake(
+        handshake = KnownUsers(
+            {"app": "secret", "open": ""},
             connection_id=1,
             server_version="9.7.0",
             capabilities=NEW
             | int(Capability.CONNECT_WITH_DB | Capability.CONNECT_ATTRS)
             | int(Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA),
             host=host,
-            password_of={"app": "secret", "open": ""}.get,
             key=KEY,
             plugin=self.plugin,
         )
