@@ -446,9 +446,7 @@ class ClientHandshake:
 
     def _clear(self) -> str:
         if isinstance(self._password, Sha1):
-            raise BackendRefused(
-                f"cannot log in as {self._user!r}: the server asks for the password, which is not known"
-            )
+            raise BackendRefused(f"cannot log in as {self._user!r}: the server asks for the password itself")
         return self._password
 
     def _answer(self) -> bytes:
