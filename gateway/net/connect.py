@@ -11,6 +11,7 @@ import trio
 
 from gateway.net.endpoint import Endpoint, Owner
 from gateway.net.lane import Lane
+from gateway.net.layers import Layer, add_layer
 
 UNREAD_LIMIT_BYTES: Final = 1 << 20  # what a peer may send ahead of the dialogue
 
@@ -78,6 +79,13 @@ class Conversation:
 
     def write(self, chunk: bytes) -> None:
         self.endpoint.write(chunk)
+
+    def add_layer(self, layer: Layer, received: bytes = b"") -> None:
+        """Goes on through `layer`, also with what was received and not read; `received` was read and belongs there."""
+        unread = b"".join((received, *self._unread))
+        self._unread.clear()
+        self._unread_bytes = 0
+        add_layer(self.endpoint, layer, unread)
 
     def hand_over(self, owner: Owner) -> bytes:
         """Makes `owner` the endpoint's owner; returns what was received and not read. Raises OSError if it is lost.

@@ -68,9 +68,13 @@ class Endpoint:
     __slots__ = (
         "_blocked",
         "_closing",
+        "_layers",  # net.layers
         "_mask",
+        "_more_due",  # net.layers
+        "_open",  # net.layers
         "_out",
         "_overfull",
+        "_plain",  # net.layers
         "_reading",
         "_waiting",
         "bytes_in",
@@ -211,7 +215,7 @@ class Endpoint:
         if self._closing or self.closed:
             return
         self._closing = True
-        if not self._blocked and not self._out:
+        if self._is_sent:
             self._close_sent()
         else:
             self.pause_reading()
@@ -238,6 +242,10 @@ class Endpoint:
             self.lane.close(self.sock)
 
     # -- sending
+
+    @property
+    def _is_sent(self) -> bool:
+        return not self._blocked and not self._out
 
     def _send_batch(self) -> None:
         out = self._out
@@ -266,14 +274,26 @@ class Endpoint:
         self._add_queued(len(chunk) - sent)
 
     def _send_waiting(self) -> None:
+        if not self._take_waiting():
+            return
+        if not self._waiting:
+            self._blocked = False
+            self._want(self._mask & ~WRITE)
+            if self._closing:
+                self._close_sent()
+                return
+        self._relieve()
+
+    def _take_waiting(self) -> bool:
+        """Gives the kernel what waits for it; False if it took nothing, or the connection broke."""
         waiting = self._waiting
         try:
             sent = self.sock.sendmsg(list(islice(waiting, BUFFERS_PER_SEND)))
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._lose(error)
-            return
+            return False
         self.bytes_out += sent
         self.queued -= sent
         while sent:
@@ -283,12 +303,9 @@ class Endpoint:
                 break
             sent -= len(head)
             waiting.popleft()
-        if not waiting:
-            self._blocked = False
-            self._want(self._mask & ~WRITE)
-            if self._closing:
-                self._close_sent()
-                return
+        return True
+
+    def _relieve(self) -> None:
         if self._overfull and self.queued <= self.low:
             self._overfull = False
             if not self._closing:

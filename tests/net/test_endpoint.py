@@ -1,4 +1,7 @@
-"""Proves what an endpoint promises its owner: shares, watermarks, resets, half-close, last output, deadlines."""
+"""Proves what an endpoint promises its owner: shares, watermarks, resets, half-close, last output, deadlines.
+
+Each test runs with and without a layer (one that changes nothing), of which an owner must notice nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import os
 import select
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -17,8 +22,44 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.net.endpoint import LINGER_SECONDS, Endpoint
 from gateway.net.lane import SWEEP_SECONDS, Lane, Poller, SelectorPoller
+from gateway.net.layers import add_layer
 
 Pair = tuple[socket.socket, socket.socket]
+
+
+class Through:
+    """A layer that changes nothing."""
+
+    open = True
+    holding = over = wants_to_send = False
+
+    def inbound(self, wire: bytes) -> bytes:
+        return wire
+
+    def outbound(self, plain: bytes) -> bytes:
+        return plain
+
+    def ended(self) -> None:
+        pass
+
+    def farewell(self) -> bytes:
+        return b""
+
+
+def layered(*arguments: Any, **options: Any) -> Endpoint:
+    endpoint = Endpoint(*arguments, **options)
+    add_layer(endpoint, Through())
+    return endpoint
+
+
+@pytest.fixture(params=["bare", "layered"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "layered":
+        monkeypatch.setattr(sys.modules[__name__], "open_endpoint", layered)
+    return str(request.param)
+
+
+open_endpoint: Callable[..., Endpoint] = Endpoint
 
 
 class Recorder:
@@ -159,7 +200,7 @@ async def test_a_greedy_peer_gets_a_bounded_share_of_a_batch(lane: Lane, pair: P
         modest.on["received"] = lambda: served_in.append(lane.batches)
         peer.sendall(b"g" * 100_000)
         modest_peer.sendall(b"m")
-        ends = Endpoint(lane, ours, greedy, receive_bytes=1000), Endpoint(lane, modest_ours, modest)
+        ends = open_endpoint(lane, ours, greedy, receive_bytes=1000), open_endpoint(lane, modest_ours, modest)
         await wait_all_tasks_blocked()
         assert [len(chunk) for chunk in greedy.chunks] == [1000] * 100
         assert len(set(batch_of)) == 100, "more than one share in a batch"
@@ -176,8 +217,8 @@ async def test_a_peer_that_stops_reading_holds_its_source_and_nothing_grows(lane
     sink_ours, sink_peer = tcp_pair()
     high, share = 100_000, 10_000
     forward, back = Forwarder(), Forwarder()
-    source = Endpoint(lane, source_ours, forward, receive_bytes=share)
-    sink = Endpoint(lane, sink_ours, back, receive_bytes=share, high=high, low=20_000)
+    source = open_endpoint(lane, source_ours, forward, receive_bytes=share)
+    sink = open_endpoint(lane, sink_ours, back, receive_bytes=share, high=high, low=20_000)
     forward.join(sink)
     back.join(source)
     sent = os.urandom(20_000_000)
@@ -207,8 +248,8 @@ async def test_a_peer_that_stops_reading_holds_its_source_and_nothing_grows(lane
 async def test_both_directions_at_once_are_bounded_and_whole(lane: Lane, tcp: Pair, pair: Pair) -> None:
     high, share = 50_000, 16_384
     left_owner, right_owner = Forwarder(), Forwarder()
-    left = Endpoint(lane, tcp[0], left_owner, receive_bytes=share, high=high, low=10_000)
-    right = Endpoint(lane, pair[0], right_owner, receive_bytes=share, high=high, low=10_000)
+    left = open_endpoint(lane, tcp[0], left_owner, receive_bytes=share, high=high, low=10_000)
+    right = open_endpoint(lane, pair[0], right_owner, receive_bytes=share, high=high, low=10_000)
     left_owner.join(right)
     right_owner.join(left)
     there, back = os.urandom(6_000_000), os.urandom(8_000_000)
@@ -242,7 +283,7 @@ async def test_both_directions_at_once_are_bounded_and_whole(lane: Lane, tcp: Pa
 async def test_output_that_the_kernel_takes_in_parts_stays_whole(lane: Lane, pair: Pair) -> None:
     """A send buffer smaller than a chunk: every send ends within one, or between two."""
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-    end = Endpoint(lane, pair[0], Recorder())
+    end = open_endpoint(lane, pair[0], Recorder())
     chunks = [os.urandom(size) for size in (50_000, 1, 30_000, 7, *range(500, 1000), 100_000)]
     for chunk in chunks:
         end.write(chunk)
@@ -254,7 +295,7 @@ async def test_output_that_the_kernel_takes_in_parts_stays_whole(lane: Lane, pai
 
 
 async def test_an_empty_write_behind_waiting_output_does_not_keep_the_lane_busy(lane: Lane, pair: Pair) -> None:
-    end = Endpoint(lane, pair[0], Recorder())
+    end = open_endpoint(lane, pair[0], Recorder())
     fill(end)
     end.write(b"")
     end.write(b"last")
@@ -271,7 +312,7 @@ async def test_an_empty_write_behind_waiting_output_does_not_keep_the_lane_busy(
 
 async def test_the_exception_of_a_full_connection_is_not_raised_in_who_writes_to_it(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner, high=10)
+    end = open_endpoint(lane, pair[0], owner, high=10)
     owner.on["overfull"] = lambda: 1 // 0
     fill(end)
     assert owner.heard == ["overfull", "raised"]
@@ -281,7 +322,7 @@ async def test_the_exception_of_a_full_connection_is_not_raised_in_who_writes_to
 
 async def test_a_low_watermark_of_nothing_is_reached(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner, high=10, low=0)
+    end = open_endpoint(lane, pair[0], owner, high=10, low=0)
     fill(end)
     while end.queued:
         pair[1].recv(1 << 20)
@@ -295,7 +336,7 @@ async def test_a_low_watermark_of_nothing_is_reached(lane: Lane, pair: Pair) -> 
 
 async def test_reset_in_mid_message_while_reading(lane: Lane, tcp: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner)
+    end = open_endpoint(lane, tcp[0], owner)
     tcp[1].sendall(b"set key 0 0 1000\r\nhalf a val")
     await wait_all_tasks_blocked()
     reset(tcp[1])
@@ -308,7 +349,7 @@ async def test_reset_in_mid_message_while_reading(lane: Lane, tcp: Pair) -> None
 
 async def test_reset_while_output_waits(lane: Lane, tcp: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner)
+    end = open_endpoint(lane, tcp[0], owner)
     end.pause_reading()
     fill(end)
     reset(tcp[1])
@@ -325,7 +366,7 @@ async def test_reset_is_noticed_by_the_write_that_follows(lane: Lane, tcp: Pair)
     """Written by a task, outside a batch: the owner is told, the writer is not hit by what the owner raises."""
     owner = Recorder()
     owner.on["lost"] = lambda: 1 // 0
-    end = Endpoint(lane, tcp[0], owner, reading=False)
+    end = open_endpoint(lane, tcp[0], owner, reading=False)
     reset(tcp[1])
     end.write(b"too late")
     assert owner.heard == ["lost", "raised"]
@@ -335,7 +376,7 @@ async def test_reset_is_noticed_by_the_write_that_follows(lane: Lane, tcp: Pair)
 async def test_reset_while_paused_is_told_once(lane: Lane, tcp: Pair) -> None:
     """`selectors` cannot say so while nothing is asked for: there, when reading resumes."""
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner)
+    end = open_endpoint(lane, tcp[0], owner)
     end.pause_reading()
     reset(tcp[1])
     before = lane.batches
@@ -350,7 +391,7 @@ async def test_reset_while_paused_is_told_once(lane: Lane, tcp: Pair) -> None:
 async def test_a_unix_peer_that_closed_is_read_to_its_end(lane: Lane, pair: Pair, unread: int) -> None:
     """EPOLLHUP comes while the owner has paused: neither is the input lost nor the lane kept busy."""
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
     owner.on["received"] = end.pause_reading  # declined: nothing more is read until the task hands back
     pair[1].sendall(b"first")
     await wait_all_tasks_blocked()
@@ -372,7 +413,7 @@ async def test_a_unix_peer_that_closed_is_read_to_its_end(lane: Lane, pair: Pair
 
 async def test_a_closed_unix_peer_with_output_waiting_is_lost(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner, reading=False)
+    end = open_endpoint(lane, pair[0], owner, reading=False)
     fill(end)
     pair[1].recv(10)
     pair[1].close()
@@ -383,7 +424,7 @@ async def test_a_closed_unix_peer_with_output_waiting_is_lost(lane: Lane, pair: 
 
 async def test_a_client_that_half_closes_gets_its_answers(lane: Lane, tcp: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner, high=1 << 30)
+    end = open_endpoint(lane, tcp[0], owner, high=1 << 30)
     owner.on["received"] = lambda: end.write(b"a" * 3_000_000)
     owner.on["ended"] = end.finish
     tcp[1].sendall(b"one two three")
@@ -398,7 +439,7 @@ async def test_a_client_that_half_closes_gets_its_answers(lane: Lane, tcp: Pair)
 
 async def test_close_sends_what_was_written_in_the_batch_and_nothing_follows(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
 
     def answer_and_close() -> None:
         end.write(b"ERROR\r\n")
@@ -413,7 +454,7 @@ async def test_close_sends_what_was_written_in_the_batch_and_nothing_follows(lan
 
 async def test_close_on_a_broken_connection_is_silent(lane: Lane, tcp: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner, reading=False)
+    end = open_endpoint(lane, tcp[0], owner, reading=False)
     reset(tcp[1])
 
     def write_and_close() -> None:
@@ -427,7 +468,7 @@ async def test_close_on_a_broken_connection_is_silent(lane: Lane, tcp: Pair) -> 
 
 async def test_finish_does_not_let_unread_input_reset_the_last_answer(lane: Lane, tcp: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, tcp[0], owner, receive_bytes=100)
+    end = open_endpoint(lane, tcp[0], owner, receive_bytes=100)
 
     def refuse() -> None:
         end.write(b"CLIENT_ERROR nonsense\r\n")
@@ -441,7 +482,7 @@ async def test_finish_does_not_let_unread_input_reset_the_last_answer(lane: Lane
 
 async def test_finish_waits_for_a_slow_reader(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
     fill(end)
     end.write(b"the last")
     end.finish()
@@ -453,7 +494,7 @@ async def test_finish_waits_for_a_slow_reader(lane: Lane, pair: Pair) -> None:
 
 
 async def test_finish_gives_up_after_its_linger(lane: Lane, pair: Pair, mock_clock: MockClock) -> None:
-    end = Endpoint(lane, pair[0], Recorder())
+    end = open_endpoint(lane, pair[0], Recorder())
     await wait_all_tasks_blocked()
     mock_clock.jump(3600)  # the lane slept: its own idea of now is an hour old
     await wait_all_tasks_blocked()
@@ -472,7 +513,7 @@ async def test_finish_gives_up_after_its_linger(lane: Lane, pair: Pair, mock_clo
 async def test_a_socket_closed_under_a_lingering_endpoint_is_no_error(lane: Lane, pair: Pair) -> None:
     """What an acceptor does for a task that was cancelled while its last output waited."""
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
     fill(end)
     end.finish()
     lane.close(pair[0])
@@ -486,7 +527,7 @@ async def test_a_socket_closed_under_a_lingering_endpoint_is_no_error(lane: Lane
 
 async def test_a_socket_closed_under_its_endpoint_is_no_error(lane: Lane, pair: Pair) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
     lane.close(pair[0])
     end.pause_reading()
     end.resume_reading()
@@ -496,7 +537,7 @@ async def test_a_socket_closed_under_its_endpoint_is_no_error(lane: Lane, pair: 
 
 
 async def test_reset_sends_a_reset(lane: Lane, tcp: Pair) -> None:
-    end = Endpoint(lane, tcp[0], Recorder())
+    end = open_endpoint(lane, tcp[0], Recorder())
     end.reset()
     with pytest.raises(ConnectionResetError):
         tcp[1].recv(1)
@@ -507,7 +548,7 @@ async def test_reset_sends_a_reset(lane: Lane, tcp: Pair) -> None:
 
 async def test_a_deadline_is_told_once_and_coarsely(lane: Lane, pair: Pair, mock_clock: MockClock) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
     await wait_all_tasks_blocked()
     end.deadline = trio.current_time() + 10
     for _ in range(100):
@@ -526,7 +567,7 @@ async def test_a_deadline_is_told_once_and_coarsely(lane: Lane, pair: Pair, mock
 
 async def test_an_idle_deadline_moves_with_every_request(lane: Lane, pair: Pair, mock_clock: MockClock) -> None:
     owner = Recorder()
-    end = Endpoint(lane, pair[0], owner)
+    end = open_endpoint(lane, pair[0], owner)
 
     def busy() -> None:
         end.deadline = lane.now + 5
@@ -549,7 +590,7 @@ async def test_a_deadline_that_closes_another_late_one_silences_it(
     lane: Lane, pair: Pair, tcp: Pair, mock_clock: MockClock
 ) -> None:
     owners = Recorder(), Recorder()
-    ends = Endpoint(lane, pair[0], owners[0]), Endpoint(lane, tcp[0], owners[1])
+    ends = open_endpoint(lane, pair[0], owners[0]), open_endpoint(lane, tcp[0], owners[1])
     owners[0].on["expired"] = ends[1].close
     owners[1].on["expired"] = ends[0].close
     for end in ends:
