@@ -201,6 +201,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     max_allowed_packet: ByteCount = 64 * MIB  # mysql
     freshness_wait: Seconds = 0.05  # mysql
     autocommit_off_reads: Literal["primary", "replica"] = "primary"  # mysql
+    local_infile: bool = False  # mysql: LOAD DATA LOCAL; MySQL's own default since 8.0
     proxy_protocol_from: tuple[str, ...] = ()  # networks, CIDR
     tls: ListenerTls | None = None
 

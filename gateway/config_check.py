@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.config import Address, Config, Listener, MemcachedGroup, MysqlGroup, RedisGroup
 
 # Keys that mean something for listeners of one protocol only.
-_MYSQL_LISTENER_KEYS = ("max_allowed_packet", "freshness_wait", "autocommit_off_reads")
+_MYSQL_LISTENER_KEYS = ("max_allowed_packet", "freshness_wait", "autocommit_off_reads", "local_infile")
 
 
 def contradictions(config: Config) -> list[ConfigError]:

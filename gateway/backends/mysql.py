@@ -15,8 +15,10 @@ from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation, connect_tcp, connect_unix
 from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
+from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.commands import query
+from gateway.protocol.mysql.constants import Capability
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
 from gateway.protocol.mysql.replies import Prelude
 from gateway.protocol.mysql.results import ResultReader, Row
@@ -26,6 +28,11 @@ from gateway.protocol.mysql.results import ResultReader, Row
 BACKEND_RECEIVE_BYTES: Final = 131_072
 CONNECT_SECONDS: Final = 5.0  # to be connected, authenticated and armed
 QUESTION_SECONDS: Final = 10.0  # for the gateway's own short questions on a leased connection
+
+# Without these, replies or requests would not have the form that the client was promised.
+SHAPING_REPLIES: Final = int(
+    Capability.DEPRECATE_EOF | Capability.QUERY_ATTRIBUTES | Capability.MARIADB_EXTENDED_METADATA
+)
 
 ThreadId = NewType("ThreadId", int)  # the server's id of the connection
 
@@ -75,6 +82,10 @@ class Credentials:
         self.collation = collation
         self.key = (user, capabilities, collation)
 
+    def with_capabilities(self, capabilities: int) -> Credentials:
+        """The same user, agreeing on something else."""
+        return Credentials(self.user, self.password, capabilities, self.collation)
+
 
 class MysqlConnection:
     """A logged-in connection. Exactly one taker at a time; owned by its endpoint's callbacks while nobody holds it.
@@ -94,11 +105,13 @@ class MysqlConnection:
         "member",
         "prelude",
         "selected",
+        "source",
         "state",
         "tainted",
         "taker",
         "thread_id",
         "warned",
+        "with_attributes",
     )
 
     def __init__(
@@ -125,11 +138,17 @@ class MysqlConnection:
         self.warned = False  # the last reply left warnings to be shown
         self.last_session: Borrower | None = None
         self.expires = math.inf  # by Trio's clock: not to be given out again after that
+        self.with_attributes = bool(connected.capabilities & Capability.QUERY_ATTRIBUTES)
+        self.source: Endpoint | None = None  # what streams to the server: read no faster than the server reads
 
     def send(self, raw: bytes, taker: Taker) -> None:
         """Sends one command for `taker`, who gets the reply."""
         self.taker = taker
         self.endpoint.write(raw)
+
+    def write_own(self, command: bytes) -> None:
+        """Sends a command of the gateway's own, in the form that the capabilities of the connection demand."""
+        self.endpoint.write(with_no_attributes(command) if self.with_attributes else command)
 
     def commands_to(self, state: State) -> list[bytes] | None:
         """What brings this connection to `state` (see mysql_state.commands_to)."""
@@ -157,7 +176,7 @@ class MysqlConnection:
         self.brought_to(state)
         self.taker = taker
         for command in commands:
-            self.endpoint.write(command)
+            self.write_own(command)
 
     async def bring_to(self, state: State) -> None:
         """Brings the connection to `state` and waits for it. Raises BackendRefused, OSError; then it must be closed."""
@@ -177,6 +196,10 @@ class MysqlConnection:
         question = _Question(self)
         await question.ask([query(sql)])
         return question.rows
+
+    async def command(self, raw: bytes) -> None:
+        """Sends a command that is answered by OK or EOF. Raises BackendRefused, OSError."""
+        await _Question(self).ask([raw])
 
     def close(self) -> None:
         """Closes and gives the place in the pool back."""
@@ -228,10 +251,13 @@ class MysqlConnection:
             taker.backend_lost(self, error)
 
     def overfull(self) -> None:
-        """What a server does not read yet is bounded by the one command that a session may send."""
+        """A command of which the server has not read all is bounded; a file that a client streams is not."""
+        if self.source is not None:
+            self.source.pause_reading()
 
     def drained(self) -> None:
-        """See overfull."""
+        if self.source is not None:
+            self.source.resume_reading()
 
 
 class _Question:
@@ -252,7 +278,7 @@ class _Question:
         connection.taker = self
         try:
             for command in commands:
-                connection.endpoint.write(command)
+                connection.write_own(command)
             with trio.fail_after(QUESTION_SECONDS):
                 await self._finished.wait()
         except trio.TooSlowError:
@@ -306,9 +332,13 @@ async def connect(
 ) -> MysqlConnection:
     """Connects, logs in and arms. Raises BackendRefused (the server said no) or Unavailable (nobody answered)."""
     with log_in_errors(address):
-        conversation, connected = await log_in(lane, address, credentials)
+        conversation, connected = await log_in(lane, address, credentials, with_attributes=True)
         try:
-            await ask(conversation, [arming.fresh()])
+            if lacking := credentials.capabilities & SHAPING_REPLIES & ~connected.capabilities:
+                raise ProtocolError(f"the server lacks {Capability(lacking)!r}, which was agreed on with the client")
+            fresh = arming.fresh()
+            with_attributes = connected.capabilities & Capability.QUERY_ATTRIBUTES
+            await ask(conversation, [with_no_attributes(fresh) if with_attributes else fresh])
             connection = MysqlConnection(conversation.endpoint, home, member, credentials, arming, connected)
             connection.endpoint.receive_bytes = BACKEND_RECEIVE_BYTES
             conversation.hand_over(connection)
@@ -330,15 +360,23 @@ def log_in_errors(address: Address) -> Iterator[None]:
         raise Unavailable(f"cannot connect to {address}: {error}") from error
 
 
-async def log_in(lane: Lane, address: Address, credentials: Credentials) -> tuple[Conversation, Connected]:
-    """An authenticated dialogue. Raises BackendRefused, OSError, ProtocolError; the caller bounds the time."""
+async def log_in(
+    lane: Lane, address: Address, credentials: Credentials, *, with_attributes: bool = False
+) -> tuple[Conversation, Connected]:
+    """An authenticated dialogue. Raises BackendRefused, OSError, ProtocolError; the caller bounds the time.
+
+    `with_attributes`: the caller writes COM_QUERY with query attributes, if the credentials have that capability.
+    """
+    capabilities = credentials.capabilities
+    if not with_attributes:
+        capabilities &= ~int(Capability.QUERY_ATTRIBUTES)
     sock = await (connect_unix(address.path) if address.path else connect_tcp(address.host, address.port))
     conversation = Conversation(lane, sock)
     try:
         handshake = ClientHandshake(
             user=credentials.user,
             password=credentials.password,
-            capabilities=credentials.capabilities,
+            capabilities=capabilities,
             collation=credentials.collation,
         )
         while True:

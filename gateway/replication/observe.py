@@ -24,6 +24,7 @@ from gateway.net.connect import Conversation
 from gateway.net.lane import Lane
 from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.constants import Collation
+from gateway.protocol.mysql.greeting import Greeting
 from gateway.protocol.mysql.results import ResultReader
 from gateway.replication.freshness import Observation, ReplicationState
 from gateway.replication.position import MariadbGtidPosition, MysqlGtidSet, Position
@@ -53,6 +54,7 @@ class ServerIdentity:
     sql_mode: str
     collations: Mapping[int, tuple[str, str]]
     charset: str  # of clients that ask for none
+    capabilities: int = 0  # of its greeting
 
 
 class Observer:
@@ -97,7 +99,7 @@ class Observer:
                 self._fail(str(error))
             else:
                 try:
-                    await self._observe(conversation, connected.greeting.server_version)
+                    await self._observe(conversation, connected.greeting)
                     wait = RECONNECT_SECONDS[0]
                 except trio.TooSlowError:
                     self._fail(f"did not answer for {self._patience:g} s", silent=True)
@@ -121,10 +123,10 @@ class Observer:
             self._wanted.set()
             await news.wait()
 
-    async def _observe(self, conversation: Conversation, version: str) -> None:
+    async def _observe(self, conversation: Conversation, greeting: Greeting) -> None:
         self.generation += 1
         with trio.fail_after(self._patience):
-            identity = await _identify(conversation, version)
+            identity = await _identify(conversation, greeting)
             replication = await self._look(conversation, identity, None)
         due = trio.current_time() + self._interval
         while True:
@@ -251,8 +253,8 @@ MYSQL: Final = _Flavour(
 )
 
 
-async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
-    mariadb = "MariaDB" in version
+async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIdentity:
+    mariadb = "MariaDB" in greeting.server_version
     uuid = "''" if mariadb else "@@global.server_uuid"
     own, uptime, collations = await ask(
         conversation,
@@ -277,6 +279,7 @@ async def _identify(conversation: Conversation, version: str) -> ServerIdentity:
         sql_mode=sql_mode,
         collations={int(number): (its, name) for number, its, name in texts(collations)},
         charset=charset,
+        capabilities=greeting.capabilities,
     )
 
 

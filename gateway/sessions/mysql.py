@@ -22,8 +22,9 @@ from gateway.errors import BackendRefused, Refused
 from gateway.net.endpoint import Endpoint
 from gateway.net.requests import Requests
 from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.attributes import AttributedReader, as_expected
 from gateway.protocol.mysql.commands import argument_of
-from gateway.protocol.mysql.constants import Command, ErrorCode
+from gateway.protocol.mysql.constants import Capability, Command, ErrorCode
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import ServerError
 from gateway.protocol.mysql.packets import PacketError, PacketReader, packets_in
@@ -70,7 +71,8 @@ class MysqlSession:
         self.reason = ""
         self.member: SqlMember | None = None
         self._tracker = ReplyTracker(login.capabilities)
-        self._reader = PacketReader(limit=service.config.max_allowed_packet)
+        self._plain = not login.capabilities & Capability.QUERY_ATTRIBUTES
+        self._reader = (PacketReader if self._plain else AttributedReader)(limit=service.config.max_allowed_packet)
         self._backlog: deque[bytes] = deque()
         self.connection: MysqlConnection | None = None  # serves the command under way
         self.ran_in_transaction = 0  # statements since the open transaction began
@@ -217,6 +219,8 @@ class MysqlSession:
         else:
             member.writes += 1
         tracker = self._tracker
+        if not self._plain:
+            raw = as_expected(raw)
         if len(raw) < 0xFFFFFF:
             tracker.begin(raw[4])
         else:

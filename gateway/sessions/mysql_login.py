@@ -16,49 +16,15 @@ from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import Known, PasswordKey
-from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, ErrorCode
+from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
 from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake
 from gateway.sessions.mysql import MysqlSession
+from gateway.sessions.mysql_capabilities import of_backend, offered
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
 
 log = structlog.get_logger(__name__)
-
-# Offered to clients. Each one is either handled by the gateway or changes what the server does, and then the backend
-# connection has it too. Not here: TLS, compression, LOCAL_FILES, query attributes and MariaDB's extended ones.
-OFFERED: Final = int(
-    Capability.LONG_PASSWORD
-    | Capability.FOUND_ROWS
-    | Capability.LONG_FLAG
-    | Capability.CONNECT_WITH_DB
-    | Capability.IGNORE_SPACE
-    | Capability.PROTOCOL_41
-    | Capability.INTERACTIVE
-    | Capability.TRANSACTIONS
-    | Capability.SECURE_CONNECTION
-    | Capability.MULTI_STATEMENTS
-    | Capability.MULTI_RESULTS
-    | Capability.PS_MULTI_RESULTS
-    | Capability.PLUGIN_AUTH
-    | Capability.CONNECT_ATTRS
-    | Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA
-    | Capability.SESSION_TRACK
-    | Capability.DEPRECATE_EOF
-)
-# Those that change what a server does or how its replies look: connections are shared only where they are the same.
-SHAPING: Final = int(
-    Capability.FOUND_ROWS
-    | Capability.IGNORE_SPACE
-    | Capability.INTERACTIVE
-    | Capability.MULTI_STATEMENTS
-    | Capability.MULTI_RESULTS
-    | Capability.PS_MULTI_RESULTS
-    | Capability.DEPRECATE_EOF
-)
-ALWAYS: Final = int(
-    Capability.LONG_PASSWORD | Capability.LONG_FLAG | Capability.TRANSACTIONS | Capability.SESSION_TRACK
-)
 
 THREAD_ID_BIT: Final = 1 << 31  # the gateway's own thread ids: no server's KILL can mean one of them
 PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
@@ -88,7 +54,11 @@ class Entrance:
         handshake = ServerHandshake(
             connection_id=id_,
             server_version=identity.version,
-            capabilities=OFFERED,
+            capabilities=offered(
+                self._topology.capabilities,
+                mariadb=identity.mariadb,
+                local_infile=self._service.config.local_infile,
+            ),
             host=host,
             key=self._key,
             plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
@@ -118,7 +88,7 @@ class Entrance:
         self, conversation: Conversation, login: LoggedIn, id_: int
     ) -> tuple[MysqlSession, LoggedIn] | None:
         """Asks a server whether it would have let this user in, too; only then is the client told OK."""
-        credentials = Credentials(login.user, login.password, ALWAYS | login.capabilities & SHAPING, login.collation)
+        credentials = Credentials(login.user, login.password, of_backend(login.capabilities), login.collation)
         try:
             await self._prove(credentials, login.database)
         except Refused as error:

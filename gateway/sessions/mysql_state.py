@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.backends.mysql import MysqlConnection
 from gateway.backends.mysql_state import SERVERS_OWN, state_of
+from gateway.errors import BackendRefused, Refused
 from gateway.protocol.mysql.commands import argument_of, database_of
-from gateway.protocol.mysql.constants import Command, Status
+from gateway.protocol.mysql.constants import Command, ErrorCode, Status
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import SessionChanges
-from gateway.routing.operation import Kind, PinCause, SqlOperation
+from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
@@ -64,7 +65,18 @@ _STATEMENT_COMMAND: Final = SqlOperation(
 _OTHER_COMMANDS: Final = {
     int(Command.FIELD_LIST): _command("field list", "COM_FIELD_LIST is answered by the primary"),
     int(Command.STATISTICS): _command("statistics", "COM_STATISTICS is answered by the primary"),
+    int(Command.PROCESS_INFO): _command("process info", "COM_PROCESS_INFO is answered by the primary"),
+    int(Command.DEBUG): _command("debug", "COM_DEBUG is carried out by the primary"),
+    int(Command.REFRESH): SqlOperation(
+        Kind.WRITE,
+        "refresh",
+        "COM_REFRESH flushes the primary",
+        transaction=TransactionEffect.IMPLICIT_COMMIT,
+        tables_complete=False,
+    ),
+    int(Command.SHUTDOWN): SqlOperation(Kind.WRITE, "shutdown", "COM_SHUTDOWN acts on the primary"),
 }
+_NOT_CARRIED: Final = frozenset({Command.BINLOG_DUMP, Command.BINLOG_DUMP_GTID, Command.REGISTER_SLAVE})
 
 
 @lru_cache(maxsize=1024)
@@ -80,6 +92,17 @@ def operation_of_command(raw: bytes) -> SqlOperation | None:
     if command in PREPARED_COMMANDS:
         return _STATEMENT_COMMAND
     return _OTHER_COMMANDS.get(command)
+
+
+def refusal_of_command(command: int) -> Exception:
+    """What a client is told whose command is not served: what servers say of bytes that are no command."""
+    if command in _NOT_CARRIED:
+        return Refused(
+            f"gateway: COM_{Command(command).name} is for replicas, which must connect to a server itself",
+            code=ErrorCode.UNKNOWN_COMMAND,
+            sqlstate="08S01",
+        )
+    return BackendRefused("Unknown command", ErrorCode.UNKNOWN_COMMAND, "08S01")
 
 
 class SessionState:

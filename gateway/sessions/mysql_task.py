@@ -12,6 +12,7 @@ from gateway.backends.mysql import MysqlConnection
 from gateway.backends.mysql_state import assignments_sql
 from gateway.errors import BackendRefused, OutcomeUnknown, ProtocolError, Refused, Unavailable
 from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.attributes import as_sent
 from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.protocol.mysql.packets import packets_in
@@ -19,7 +20,14 @@ from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, Tra
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
-from gateway.sessions.mysql_state import IN_TRANSACTION, PREPARED_COMMANDS, WITHOUT_REPLY, operation_of_command
+from gateway.sessions.mysql_options import set_option
+from gateway.sessions.mysql_state import (
+    IN_TRANSACTION,
+    PREPARED_COMMANDS,
+    WITHOUT_REPLY,
+    operation_of_command,
+    refusal_of_command,
+)
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
@@ -75,7 +83,7 @@ class CommandTask:
         text = str(error)
         if isinstance(error, Refused) and not text.startswith("gateway: "):
             text = f"gateway: {text}"  # so that nobody looks for it in a server
-        self.session.endpoint.write(answers.err(packets_in(raw), code, text, sqlstate))
+        self.session.endpoint.write(answers.err(packets_in(as_sent(raw)), code, text, sqlstate))
 
     async def _handle(self, declined: Declined) -> None:
         service, raw = self.session.service, declined.raw
@@ -99,6 +107,9 @@ class CommandTask:
             return
         if command == Command.RESET_CONNECTION:
             self._reset()
+            return
+        if command == Command.SET_OPTION:
+            await set_option(self, raw)
             return
         operation = self._operation(raw)
         policy = self.session.policies.policy(operation, self.session.kept.state.database)
@@ -125,9 +136,7 @@ class CommandTask:
             return self.session.service.classifier.classify(argument_of(raw), self.session.kept.reading)
         operation = operation_of_command(raw)
         if operation is None:
-            raise Refused(
-                f"gateway: command 0x{command:02x} is not supported", code=ErrorCode.UNKNOWN_COMMAND, sqlstate="08S01"
-            )
+            raise refusal_of_command(command)
         if command in PREPARED_COMMANDS and command != Command.STMT_PREPARE and not self.session.kept.statements:
             raise Refused("Unknown prepared statement handler given to the gateway", code=ErrorCode.UNKNOWN_STATEMENT)
         return operation
@@ -210,7 +219,7 @@ class CommandTask:
             self.session.held = None
             self.session.kept.status &= ~IN_TRANSACTION
             # As the server does before it begins with the statement.
-            await self._confirm(held, held.acknowledge([query("COMMIT")]))
+            await self.confirm(held, held.acknowledge([query("COMMIT")]))
             self.session.topology.members[held.member].pool.give_back(held)
         elif operation.pin is not None or operation.needs_primary is not None:
             await self._move_to_primary()
@@ -244,7 +253,7 @@ class CommandTask:
         session.kept.status = status & ~IN_TRANSACTION  # as long as it is open nowhere
         primary = await self._await_primary()
         connection = await primary.pool.take(session.credentials, session.kept.state)
-        await self._confirm(connection, connection.acknowledge([query("START TRANSACTION READ ONLY")]))
+        await self.confirm(connection, connection.acknowledge([query("START TRANSACTION READ ONLY")]))
         connection.taker = session
         session.held = connection
         session.kept.status = status
@@ -283,7 +292,7 @@ class CommandTask:
             and writer.commands_to(session.kept.state) is not None
             and primary.pool.take_bound(writer, session)
         ):
-            await self._confirm(writer, writer.bring_to(session.kept.state))
+            await self.confirm(writer, writer.bring_to(session.kept.state))
         else:
             writer = await primary.pool.take(session.credentials, session.kept.state)
             await self._restore_insert_id(writer, operation)
@@ -295,7 +304,7 @@ class CommandTask:
             )
         await self._exchange(writer, primary, raw, operation, policy, reason)
 
-    async def _confirm(self, connection: MysqlConnection, step: Awaitable[None]) -> None:
+    async def confirm(self, connection: MysqlConnection, step: Awaitable[None]) -> None:
         """Awaits a step on a leased connection; what fails in it costs the connection, and is told as it is."""
         try:
             await step
@@ -354,7 +363,7 @@ class CommandTask:
             return
         made = Assignment(Scope.SESSION, "last_insert_id", str(residue.insert_id))
         sql = assignments_sql((made,), mariadb=connection.arming.mariadb)
-        await self._confirm(connection, connection.acknowledge(sql))
+        await self.confirm(connection, connection.acknowledge(sql))
         connection.tainted = True
         connection.last_session = session
         residue.writer = connection

@@ -125,6 +125,15 @@ class Topology:
         versions = [member.identity.version.split(".") for member in self.members.values() if member.identity]
         return min(((int(numbers[0]), int(numbers[1])) for numbers in versions), default=(0, 0))
 
+    @property
+    def capabilities(self) -> int:
+        """The capabilities that all servers seen have in common; 0 if none was."""
+        known = [member.identity.capabilities for member in self.members.values() if member.identity]
+        common = known[0] if known else 0
+        for capabilities in known:
+            common &= capabilities
+        return common
+
     def replicas_within(self, max_lag: float, now: float) -> int:
         """How many replicas are healthy and at most `max_lag` seconds behind."""
         snapshot = self.snapshot

@@ -12,6 +12,7 @@ from gateway.protocol.mysql.greeting import raw
 from gateway.protocol.mysql.packets import lenenc_bytes, lenenc_int, packet
 
 _DEPRECATE_EOF = int(Capability.DEPRECATE_EOF)
+_EXTENDED_METADATA = int(Capability.MARIADB_EXTENDED_METADATA)
 _AUTOCOMMIT = int(Status.AUTOCOMMIT)
 _VAR_STRING = 0xFD  # FIELD_TYPE.VAR_STRING
 _COLUMN_LENGTH = 1024  # characters; what a client may reserve for display
@@ -53,6 +54,13 @@ def eof(sequence: int, *, status: int = _AUTOCOMMIT, warnings: int = 0) -> bytes
     return packet(sequence, b"\xfe" + warnings.to_bytes(2, "little") + status.to_bytes(2, "little"))
 
 
+def end(sequence: int, *, capabilities: int, status: int = _AUTOCOMMIT) -> bytes:
+    """Return the EOF that answers COM_SET_OPTION and COM_DEBUG, as a client of these `capabilities` reads it."""
+    if capabilities & _DEPRECATE_EOF:
+        return ok(sequence, status=status, header=0xFE)
+    return eof(sequence, status=status)
+
+
 def resultset(
     columns: Sequence[str],
     rows: Iterable[Sequence[Value]],
@@ -66,7 +74,7 @@ def resultset(
     parts = [packet(sequence, lenenc_int(len(columns)))]
     for name in columns:
         sequence += 1
-        parts.append(packet(sequence, _column(raw(name))))
+        parts.append(packet(sequence, _column(raw(name), capabilities)))
     if not capabilities & _DEPRECATE_EOF:
         sequence += 1
         parts.append(eof(sequence, status=status, warnings=warnings))
@@ -81,13 +89,14 @@ def resultset(
     return b"".join(parts)
 
 
-def _column(name: bytes) -> bytes:
+def _column(name: bytes, capabilities: int) -> bytes:
     return b"".join(
         (
             b"\x03def",
             b"\0\0\0",  # schema, table, original table: none
             lenenc_bytes(name),
             lenenc_bytes(name),
+            b"\0" if capabilities & _EXTENDED_METADATA else b"",  # none
             b"\x0c",  # length of what follows
             int(Collation.UTF8MB4_GENERAL_CI).to_bytes(2, "little"),
             _COLUMN_LENGTH.to_bytes(4, "little"),

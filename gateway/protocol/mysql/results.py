@@ -30,6 +30,7 @@ RESULT_LIMIT: Final = 64 << 20  # bytes of one reply; a catalogue of 100,000 tab
 
 _MORE_RESULTS: Final = int(Status.MORE_RESULTS_EXISTS)
 _EOF_LENGTH: Final = 5  # bytes
+_FIXED_FIELDS: Final = 12  # bytes: collation, display length, type, flags, decimals, filler
 _BYTES_TYPES: Final = frozenset((0x0F, 0x10, 0xF9, 0xFA, 0xFB, 0xFC, 0xFD, 0xFE, 0xFF))
 # FIELD_TYPE VARCHAR, BIT, the BLOBs, VAR_STRING, STRING, GEOMETRY: with the collation "binary" they are bytes.
 # Numbers and times have that collation too, and are text.
@@ -125,7 +126,8 @@ class ResultReader:
             _, at = read_lenenc_bytes(payload, at)
         name, at = read_lenenc_bytes(payload, at)
         _, at = read_lenenc_bytes(payload, at)  # original name
-        _, at = read_lenenc_int(payload, at)  # length of what follows
+        # MariaDB's extended metadata stands here, where agreed on: the fields of fixed length are found from the end.
+        at = max(at + 1, len(payload) - _FIXED_FIELDS)
         collation, at = read_int(payload, at, 2)
         _, at = read_fixed(payload, at, 4)  # display length
         kind, at = read_int(payload, at, 1)
