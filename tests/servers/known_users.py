@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.protocol.mysql.auth import Known
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake, StartTls
 
 
 class KnownUsers:
@@ -18,7 +18,12 @@ class KnownUsers:
         self.greeting = self._handshake.greeting
 
     def feed(self, data: bytes) -> list[Send | LoggedIn | Denied]:
-        events: list[Send | LoggedIn | Denied] = []
+        """Without TLS."""
+        return [event for event in self.step(data) if not isinstance(event, StartTls)]
+
+    def step(self, data: bytes) -> list[Send | StartTls | LoggedIn | Denied]:
+        """With TLS."""
+        events: list[Send | StartTls | LoggedIn | Denied] = []
         for event in self._handshake.feed(data):
             if isinstance(event, Named):
                 found = self._users.get(event.user)

@@ -159,6 +159,7 @@ class ErrorCode(IntEnum):
     MALFORMED_PACKET = 1835
     QUERY_TIMEOUT = 3024
     READ_ONLY_MODE = 1836
+    SECURE_TRANSPORT_REQUIRED = 3159
 
 
 SQLSTATES: Final[dict[int, str]] = {
@@ -190,4 +191,5 @@ MAX_PAYLOAD: Final = 0xFFFFFF
 NATIVE_PASSWORD: Final = "mysql_native_password"
 CACHING_SHA2_PASSWORD: Final = "caching_sha2_password"
 SHA256_PASSWORD: Final = "sha256_password"
+CLEAR_PASSWORD: Final = "mysql_clear_password"
 ED25519: Final = "client_ed25519"

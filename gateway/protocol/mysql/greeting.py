@@ -150,6 +150,10 @@ class HandshakeResponse:
             parts.append(lenenc_bytes(b"".join(pairs)))
         return b"".join(parts)
 
+    def encode_ssl_request(self) -> bytes:
+        """Return what asks for TLS in front of this response: its beginning, up to the user name."""
+        return self.encode()[:SSL_REQUEST_LENGTH]
+
     @classmethod
     def parse(cls, payload: bytes) -> HandshakeResponse:
         """Parse a client's answer that has the PROTOCOL_41 flag and is no SSL request (`is_old`, `is_ssl_request`)."""

@@ -15,6 +15,11 @@ password. Where it has yet to be learnt, the full path it is.
 Client role. What the server says is trusted no further than it must be: the password leaves only hashed with the
 server's nonce, or encrypted with the key that the server sent. The latter, without TLS, protects against listeners, not
 against somebody who stands in for the server; that is what the RSA path of caching_sha2_password is.
+
+TLS. Both roles stop at `StartTls`: the caller puts TLS beneath, and what goes in and comes out from then on is what TLS
+carries. Whatever arrived in plain behind the request is TLS's own or an attack (a command that somebody in the middle
+put in front of the encrypted ones): the server role hands it to TLS, the client role refuses it. On a *secure*
+connection (TLS, or a unix socket) the full path carries the password as it is, as servers and clients expect there.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from gateway.protocol.mysql import answers, auth
 from gateway.protocol.mysql.auth import Known, Password, PasswordKey, PluginError, Sha1
 from gateway.protocol.mysql.constants import (
     CACHING_SHA2_PASSWORD,
+    CLEAR_PASSWORD,
     MAX_PAYLOAD,
     NATIVE_PASSWORD,
     SHA256_PASSWORD,
@@ -43,6 +49,7 @@ from gateway.protocol.mysql.greeting import (
     FULL_AUTH,
     PUBLIC_KEY_REQUEST,
     SHA256_PUBLIC_KEY_REQUEST,
+    SSL_REQUEST_LENGTH,
     AuthSwitchRequest,
     Greeting,
     HandshakeResponse,
@@ -51,19 +58,25 @@ from gateway.protocol.mysql.greeting import (
     raw,
 )
 from gateway.protocol.mysql.ok_packet import parse_err, parse_ok
-from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, PacketError, PacketReader, packet, payload_of
+from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, HEADER, PacketError, PacketReader, packet, payload_of
 
 PLUGINS = (CACHING_SHA2_PASSWORD, NATIVE_PASSWORD)
 """The plugins whose answers the server role verifies."""
 
 _PLUGIN_AUTH = int(Capability.PLUGIN_AUTH)
 _SECURE_CONNECTION = int(Capability.SECURE_CONNECTION)
+_SSL = int(Capability.SSL)
 _LONG_PASSWORD = int(Capability.LONG_PASSWORD)
 _NEEDED = int(
     Capability.PROTOCOL_41 | Capability.SECURE_CONNECTION | Capability.PLUGIN_AUTH | Capability.LONG_PASSWORD
 ) | int(Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA)
 _SET_BY_NEED = int(Capability.CONNECT_WITH_DB | Capability.CONNECT_ATTRS | Capability.SSL | Capability.COMPRESS)
 _HASH_LENGTH = 32  # bytes of caching_sha2_password's answer to a nonce
+_SSL_REQUEST_SIZE = HEADER + SSL_REQUEST_LENGTH
+_SSL_REQUEST_START = SSL_REQUEST_LENGTH.to_bytes(3, "little")
+SECURE_TRANSPORT_REQUIRED = (  # both servers' text of 3159
+    "Connections using insecure transport are prohibited while --require_secure_transport=ON."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,16 @@ class Send:
     """Bytes to send to the peer."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Go on through TLS, both roles: `received` came behind the request and belongs to it.
+
+    The client role goes on with `secured`, and nothing is fed before that.
+    """
+
+    received: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +141,19 @@ class Connected:
     leftover: bytes  # what came behind the OK; b"" from any sane server
 
 
-ServerEvent = Send | Named | LoggedIn | Denied
-ClientEvent = Send | Connected
+ServerEvent = Send | StartTls | Named | LoggedIn | Denied
+ClientEvent = Send | StartTls | Connected
 
 
 class _Wait(Enum):
     """What a machine waits for."""
 
-    RESPONSE = auto()  # server role: HandshakeResponse41
+    RESPONSE = auto()  # server role: HandshakeResponse41, or the request for TLS in front of it
     KNOWN = auto()  # server role: `identify`
     SWITCHED = auto()  # server role: the answer to AuthSwitchRequest
     FULL = auto()  # server role: the request for the key, or the encrypted password
     GREETING = auto()  # client role
+    SECURED = auto()  # client role: `secured`
     VERDICT = auto()  # client role: OK, ERR, AuthSwitchRequest or AuthMoreData
     KEY = auto()  # client role: AuthMoreData with the public key
     NOTHING = auto()  # the end
@@ -140,7 +164,8 @@ class ServerHandshake:
 
     `host` is the client's address as 1045 prints it; `plugin` is named in the greeting and asked of clients whose own
     plugin is none of `PLUGINS`; `capabilities` are those offered, without SSL and COMPRESS. Both plugins need
-    SECURE_CONNECTION and PLUGIN_AUTH, which are added.
+    SECURE_CONNECTION and PLUGIN_AUTH, which are added. `tls`: TLS is offered; `secure`: nobody can listen anyway (a
+    unix socket); `must_be_secure`: log-ins are refused where neither holds.
     """
 
     def __init__(
@@ -155,12 +180,19 @@ class ServerHandshake:
         collation: int = Collation.UTF8MB4_GENERAL_CI,
         status: int = Status.AUTOCOMMIT,
         nonce: bytes | None = None,
+        tls: bool = False,
+        secure: bool = False,
+        must_be_secure: bool = False,
     ) -> None:
         self._greeting = Greeting(
             server_version=server_version,
             connection_id=connection_id,
             nonce=nonce or auth.new_nonce(),
-            capabilities=capabilities | int(Capability.PROTOCOL_41) | _SECURE_CONNECTION | _PLUGIN_AUTH,
+            capabilities=capabilities
+            | int(Capability.PROTOCOL_41)
+            | _SECURE_CONNECTION
+            | _PLUGIN_AUTH
+            | (_SSL if tls else 0),
             collation=int(collation),
             status=int(status),
             plugin=plugin,
@@ -176,6 +208,10 @@ class ServerHandshake:
         self._wait = _Wait.RESPONSE
         self._protocol_41 = True
         self._behind: list[bytes] = []
+        self._may_start_tls = tls
+        self._secure = secure
+        self._must_be_secure = must_be_secure
+        self._key_asked = False
 
     def greeting(self) -> bytes:
         """Return the packet that opens the conversation."""
@@ -183,6 +219,15 @@ class ServerHandshake:
 
     def feed(self, data: bytes) -> list[ServerEvent]:
         """Take what the client sent; return what to do, in order. Nothing is raised for what a client sends."""
+        if self._wait is _Wait.RESPONSE:
+            data = self._reader.take_held() + data
+            if len(data) > _SSL_REQUEST_SIZE and data.startswith(_SSL_REQUEST_START):
+                # A client does not wait before it begins with TLS, and what is behind is no packet then.
+                first, behind = self._feed(data[:_SSL_REQUEST_SIZE]), data[_SSL_REQUEST_SIZE:]
+                return [StartTls(behind)] if first == [StartTls()] else first + self.feed(behind)
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> list[ServerEvent]:
         events: list[ServerEvent] = []
         if self._wait not in _SERVER:
             return events
@@ -221,7 +266,13 @@ class ServerHandshake:
             self._protocol_41 = False
             return self._deny_protocol()
         if is_ssl_request(payload):
-            return self._deny(ErrorCode.HANDSHAKE_ERROR, "TLS is not available here: connect with TLS disabled")
+            if not self._may_start_tls:
+                return self._deny(ErrorCode.HANDSHAKE_ERROR, "TLS is not available here: connect with TLS disabled")
+            self._may_start_tls = False
+            self._secure = True
+            return [StartTls()]
+        if self._must_be_secure and not self._secure:
+            return self._deny(ErrorCode.SECURE_TRANSPORT_REQUIRED, SECURE_TRANSPORT_REQUIRED)
         self._response = response = HandshakeResponse.parse(payload)
         if not response.capabilities & _SECURE_CONNECTION:
             return self._deny_protocol()
@@ -270,8 +321,13 @@ class ServerHandshake:
 
     def _on_full(self, payload: bytes) -> list[ServerEvent]:
         if payload == PUBLIC_KEY_REQUEST:
+            self._key_asked = True
             return self._send(AUTH_MORE_DATA + self._key.public_pem)
-        clear = self._key.decrypt(self._nonce, payload)
+        clear: bytes | None
+        if self._secure and not self._key_asked:
+            clear = payload[:-1] if payload.endswith(b"\0") else None
+        else:
+            clear = self._key.decrypt(self._nonce, payload)
         password = self._known.holds(clear) if clear is not None else None
         return self._accept(password, fast=False) if password is not None else self._deny_access(True)
 
@@ -328,6 +384,7 @@ class ClientHandshake:
 
     `capabilities` are those wanted: what the server lacks is left away, what log-in needs is added; `Connected` has the
     result, and the caller checks that it has what it cannot do without. MariaDB's extended ones lie above bit 31.
+    `tls`: log in through TLS, or not at all; `secure`: nobody can listen anyway (a unix socket).
     """
 
     def __init__(
@@ -340,6 +397,8 @@ class ClientHandshake:
         collation: int = Collation.UTF8MB4_GENERAL_CI,
         attributes: Mapping[str, str] | None = None,
         max_packet: int = 1 << 30,
+        tls: bool = False,
+        secure: bool = False,
     ) -> None:
         self._user = user
         self._password = password
@@ -356,6 +415,8 @@ class ClientHandshake:
         self._plugin = ""
         self._nonce = b""
         self._behind: list[bytes] = []
+        self._tls = tls
+        self._secure = secure
 
     def feed(self, data: bytes) -> list[ClientEvent]:
         """Take what the server sent; return what to do, in order.
@@ -394,6 +455,28 @@ class ClientHandshake:
         if self._attributes:
             wanted |= int(Capability.CONNECT_ATTRS)
         self._agreed = wanted & (greeting.capabilities | int(Capability.CONNECT_WITH_DB))
+        if self._tls:
+            return self._on_tls(greeting)
+        return self._respond(greeting)
+
+    def _on_tls(self, greeting: Greeting) -> list[ClientEvent]:
+        if not greeting.capabilities & _SSL:
+            raise BackendRefused(f"server {greeting.server_version} offers no TLS, which backend_tls asks for")
+        if self._behind or self._reader.held:
+            raise PacketError("the server sent something behind its greeting, before TLS")
+        self._agreed |= _SSL
+        self._wait = _Wait.SECURED
+        request = HandshakeResponse("", b"", self._agreed, collation=self._collation, max_packet=self._max_packet)
+        return [*self._send(request.encode_ssl_request()), StartTls()]
+
+    def secured(self) -> list[ClientEvent]:
+        """Go on after `StartTls`; return what to do, in order. What is sent now must not leave but through TLS."""
+        assert self._wait is _Wait.SECURED
+        assert self._greeting is not None
+        self._secure = True
+        return self._respond(self._greeting)
+
+    def _respond(self, greeting: Greeting) -> list[ClientEvent]:
         # A server that has another plugin for this user will say so; one that has this one need not ask again.
         hashed = isinstance(self._password, Sha1)
         self._plugin = greeting.plugin if greeting.plugin in PLUGINS and not hashed else NATIVE_PASSWORD
@@ -424,12 +507,23 @@ class ClientHandshake:
             self._nonce = switch.nonce
             if switch.plugin == SHA256_PASSWORD and self._password:
                 # MySQL 8 and later ask it even of users that do not exist, so as not to betray that.
+                if self._secure:
+                    return self._send_clear()
                 self._wait = _Wait.KEY
                 return self._send(SHA256_PUBLIC_KEY_REQUEST)
+            if switch.plugin == CLEAR_PASSWORD:
+                if not self._secure:
+                    raise BackendRefused(
+                        f"cannot log in as {self._user!r}: the account uses {CLEAR_PASSWORD}, and the password is sent "
+                        "in the clear through TLS only (backend_tls)"
+                    )
+                return self._send_clear()
             return self._send(self._answer())
         if payload == FAST_AUTH_OK and self._plugin == CACHING_SHA2_PASSWORD:
             return []
         if payload == FULL_AUTH and self._plugin == CACHING_SHA2_PASSWORD:
+            if self._secure:
+                return self._send_clear()
             self._wait = _Wait.KEY
             return self._send(PUBLIC_KEY_REQUEST)
         raise PacketError(f"packet beginning with 0x{first:02x} during log-in with {self._plugin}")
@@ -443,6 +537,11 @@ class ClientHandshake:
             raise PacketError(f"server sent a public key that cannot be used: {error}") from error
         self._wait = _Wait.VERDICT
         return self._send(encrypted)
+
+    def _send_clear(self) -> list[ClientEvent]:
+        """The password itself: never but on a secure connection."""
+        assert self._secure
+        return self._send(raw(self._clear()) + b"\0")
 
     def _clear(self) -> str:
         if isinstance(self._password, Sha1):

@@ -73,7 +73,7 @@ class Connection:
                     if isinstance(event, Send):
                         self.sent.append(event.data)
                         self.sock.sendall(event.data)
-                    else:
+                    elif isinstance(event, Connected):
                         self.connected = event
         except BaseException:
             self.sock.close()
