@@ -164,7 +164,8 @@ class Gateway:
         return sum(acceptor.open for served in self.served for acceptor in served.acceptors)
 
     def reload(self) -> None:
-        """Takes the rule files as they are now, all or nothing; logs why not."""
+        """Takes the rule files as they are now, all or nothing, and the files of TLS; logs why not."""
+        self._reload_tls()
         try:
             rules = load_ruleset(self.config)
         except ConfigError as error:
@@ -174,6 +175,24 @@ class Gateway:
         for served in self.served:
             served.service.use_rules(rules)
         log.info("rules reloaded", rules=len(rules.rules))
+
+    def _reload_tls(self) -> None:
+        """For connections opened from now on."""
+        used = {
+            f"listener {served.config.name}": served.service.tls
+            for served in self.served
+            if isinstance(served.service, MysqlService)
+        }
+        used.update({f"group {name}": group.tls for name, group in self._sql_groups.items()})
+        for where, files in used.items():
+            if files is None:
+                continue
+            try:
+                files.reload()
+            except ConfigError as error:
+                log.error("certificates were not reloaded, those of before are kept", where=where, error=str(error))
+            else:
+                log.info("certificates reloaded", where=where)
 
     def status(self) -> dict[str, object]:
         """Everything that `gateway status --json` prints, as plain values."""

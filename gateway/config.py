@@ -174,11 +174,13 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListenerTls(msgspec.Struct, frozen=True, kw_only=True):
-    """`tls` of a listener; `required` refuses clients that do not switch to TLS."""
+    """`tls` of a listener; `required` refuses clients that do not switch to TLS (a unix socket is secure without)."""
 
     cert: Path
     key: Path
     required: bool = False
+    client_ca: Path | None = None  # None: clients' certificates are not asked for
+    client_certificates: Literal["required", "optional"] = "required"  # where there is a client_ca
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,10 +212,17 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendTls(msgspec.Struct, frozen=True, kw_only=True):
-    """TLS towards servers; `ca` None means the system's authorities."""
+    """TLS towards servers; `ca` None means the system's authorities.
+
+    `verify`: the certificate is one of the authority's and for the member's host name or address; "ca": only the
+    former, as for the certificates that MySQL makes for itself; false: nothing is verified. `cert` and `key` are the
+    gateway's own, for accounts that ask for one (REQUIRE X509).
+    """
 
     ca: Path | None = None
-    verify: bool = True
+    verify: bool | Literal["ca"] = True
+    cert: Path | None = None
+    key: Path | None = None
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,10 @@ def _listener(config: Config, listener: Listener, place: Place) -> Iterator[tupl
         for key in _MYSQL_LISTENER_KEYS:
             if (*place, key) in config.document.lines:
                 yield (*place, key), f'{key} is for mysql listeners; "{listener.name}" speaks {listener.protocol}'
+    if listener.tls is not None and listener.tls.client_ca is None:
+        client_certificates: Place = (*place, "tls", "client_certificates")
+        if client_certificates in config.document.lines:
+            yield client_certificates, "client_certificates means nothing without client_ca"
     for number, network in enumerate(listener.proxy_protocol_from):
         try:
             ipaddress.ip_network(network)
@@ -146,6 +150,12 @@ def _members(group: MysqlGroup | RedisGroup, place: Place) -> Iterator[tuple[Pla
 
 def _mysql_group(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, str]]:
     yield from _members(group, place)
+    tls = group.backend_tls
+    if tls is not None:
+        if (tls.cert is None) != (tls.key is None):
+            yield (*place, "backend_tls"), "cert and key of backend_tls belong together"
+        if tls.verify is False and tls.ca is not None:
+            yield (*place, "backend_tls"), "backend_tls has a ca, but verify = false: nothing would be verified"
     if group.check_interval <= 0:
         yield (*place, "check_interval"), "check_interval must be more than 0"
     if group.min_replicas_to_write >= max(len(group.members), 1):
@@ -215,10 +225,10 @@ def _unserved(config: Config) -> Iterator[tuple[Place, str]]:
         place: Place = ("listener", index)
         if listener.protocol == "redis":
             continue
-        if listener.tls is not None:
-            yield (*place, "tls"), "tls"
-        if listener.proxy_protocol_from:
-            yield (*place, "proxy_protocol_from"), "proxy_protocol_from"
+        if listener.tls is not None and listener.protocol != "mysql":
+            yield (*place, "tls"), f"tls of {listener.protocol} listeners"
+        if listener.proxy_protocol_from and listener.protocol != "mysql":
+            yield (*place, "proxy_protocol_from"), f"proxy_protocol_from of {listener.protocol} listeners"
         if listener.autocommit_off_reads == "replica":
             yield (*place, "autocommit_off_reads"), 'autocommit_off_reads = "replica"'
     for index, group in enumerate(config.groups):
@@ -238,8 +248,6 @@ def _unserved_mysql(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, st
         yield (*place, "balance"), f'balance = "{group.balance}"'
     if group.promote_unfenced:
         yield (*place, "promote_unfenced"), "promote_unfenced"
-    if group.backend_tls is not None:
-        yield (*place, "backend_tls"), "backend_tls"
 
 
 def _unserved_memcached(group: MemcachedGroup, place: Place) -> Iterator[tuple[Place, str]]:

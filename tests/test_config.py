@@ -322,12 +322,11 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("after", "option", "what"),
     [
-        ('group = "orders"', 'tls = {cert = "a", key = "b"}', "tls"),
-        ('group = "orders"', 'proxy_protocol_from = ["10.0.0.0/8"]', "proxy_protocol_from"),
+        ('group = "sessions"', 'tls = {cert = "a", key = "b"}', "tls of memcached listeners"),
+        ('group = "sessions"', 'proxy_protocol_from = ["10.0.0.0/8"]', "proxy_protocol_from of memcached listeners"),
         ('group = "orders"', 'autocommit_off_reads = "replica"', 'autocommit_off_reads = "replica"'),
         ('engine = "mysql"', 'failover = "promote"', 'failover = "promote"'),
         ('engine = "mysql"', "promote_unfenced = true", "promote_unfenced"),
-        ('engine = "mysql"', "backend_tls = {}", "backend_tls"),
         ('primary = "master"', 'journal = "fsync"', 'journal = "fsync"'),
         ('primary = "master"', 'failover = "auto"', 'failover = "auto"'),
         ('primary = "master"', 'on_primary_server_down = "use-replica"', 'on_primary_server_down = "use-replica"'),

@@ -17,7 +17,7 @@ ROOT = Path(gateway.__file__).parent
 LEVELS = [
     {"errors"},
     {"protocol", "net", "toml_lines", "toml_struct"},
-    {"routing", "rules", "config", "config_check", "backends", "topology", "replication"},
+    {"routing", "rules", "config", "config_check", "tls_settings", "backends", "topology", "replication"},
     {"admin", "sessions"},
     {"app"},
     {"demo"},

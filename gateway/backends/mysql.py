@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NewType, Protocol
 
 import trio
 
+from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State, commands_to, state_of
-from gateway.config import Address
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation, connect_tcp, connect_unix
 from gateway.net.endpoint import Endpoint
@@ -19,7 +20,7 @@ from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.constants import Capability
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
+from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
 from gateway.protocol.mysql.results import ResultReader, Row
 
@@ -328,11 +329,11 @@ class _Acknowledgement(_Question):
 
 
 async def connect(
-    lane: Lane, address: Address, home: Home, member: str, credentials: Credentials, arming: Arming
+    lane: Lane, server: MysqlServer, home: Home, member: str, credentials: Credentials, arming: Arming
 ) -> MysqlConnection:
     """Connects, logs in and arms. Raises BackendRefused (the server said no) or Unavailable (nobody answered)."""
-    with log_in_errors(address):
-        conversation, connected = await log_in(lane, address, credentials, with_attributes=True)
+    with log_in_errors(server):
+        conversation, connected = await log_in(lane, server, credentials, with_attributes=True)
         try:
             if lacking := credentials.capabilities & SHAPING_REPLIES & ~connected.capabilities:
                 raise ProtocolError(f"the server lacks {Capability(lacking)!r}, which was agreed on with the client")
@@ -349,19 +350,19 @@ async def connect(
 
 
 @contextmanager
-def log_in_errors(address: Address) -> Iterator[None]:
+def log_in_errors(server: MysqlServer) -> Iterator[None]:
     """Bounds the time for connecting, and raises Unavailable for whatever is not the server's refusal."""
     try:
         with trio.fail_after(CONNECT_SECONDS):
             yield
     except trio.TooSlowError:
-        raise Unavailable(f"{address} did not let the gateway log in within {CONNECT_SECONDS:g} s") from None
+        raise Unavailable(f"{server} did not let the gateway log in within {CONNECT_SECONDS:g} s") from None
     except (OSError, ProtocolError) as error:
-        raise Unavailable(f"cannot connect to {address}: {error}") from error
+        raise Unavailable(f"cannot connect to {server}: {error}") from error
 
 
 async def log_in(
-    lane: Lane, address: Address, credentials: Credentials, *, with_attributes: bool = False
+    lane: Lane, server: MysqlServer, credentials: Credentials, *, with_attributes: bool = False
 ) -> tuple[Conversation, Connected]:
     """An authenticated dialogue. Raises BackendRefused, OSError, ProtocolError; the caller bounds the time.
 
@@ -370,6 +371,7 @@ async def log_in(
     capabilities = credentials.capabilities
     if not with_attributes:
         capabilities &= ~int(Capability.QUERY_ATTRIBUTES)
+    address = server.address
     sock = await (connect_unix(address.path) if address.path else connect_tcp(address.host, address.port))
     conversation = Conversation(lane, sock)
     try:
@@ -378,14 +380,20 @@ async def log_in(
             password=credentials.password,
             capabilities=capabilities,
             collation=credentials.collation,
+            tls=server.wants_tls,
+            secure=server.is_local,
         )
         while True:
-            for event in handshake.feed(await _more(conversation)):
-                match event:
+            events = deque(handshake.feed(await _more(conversation)))
+            while events:
+                match events.popleft():
                     case Send(reply):
                         conversation.write(reply)
-                    case Connected():
-                        return conversation, event
+                    case StartTls():
+                        conversation.add_layer(server.tls_layer())
+                        events.extend(handshake.secured())
+                    case Connected() as connected:
+                        return conversation, connected
     except BaseException:
         conversation.close()
         raise

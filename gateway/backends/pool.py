@@ -20,8 +20,9 @@ import structlog
 import trio
 
 from gateway.backends.mysql import Borrower, Credentials, MysqlConnection, connect
+from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State
-from gateway.config import Address, Pool
+from gateway.config import Pool
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.lane import Lane
 
@@ -47,10 +48,10 @@ class _Waiter:
 class MemberPool:
     """The connections to one member. Counts: `opened` (open or being opened), `in_use`, `resets`, `taken_over`."""
 
-    def __init__(self, lane: Lane, name: str, address: Address, settings: Pool, limit: int) -> None:
+    def __init__(self, lane: Lane, name: str, server: MysqlServer, settings: Pool, limit: int) -> None:
         self._lane = lane
         self.name = name
-        self.address = address
+        self.server = server
         self.limit = limit
         self.arming: Arming | None = None  # None until the member was seen: nothing can be leased
         self.opened = 0
@@ -195,7 +196,7 @@ class MemberPool:
         """Opens a connection for which a place was reserved."""
         assert self.arming is not None
         try:
-            connection = await connect(self._lane, self.address, self, self.name, credentials, self.arming)
+            connection = await connect(self._lane, self.server, self, self.name, credentials, self.arming)
         except BaseException:
             self._release_place()
             raise

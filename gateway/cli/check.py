@@ -14,6 +14,7 @@ from gateway.config_check import unserved, warnings
 from gateway.rules.compile import RuleSet
 from gateway.rules.load import read_rules, rule_warnings
 from gateway.rules.setting import Setting
+from gateway.tls_settings import tls_problems, tls_warnings
 
 
 def check(
@@ -44,14 +45,14 @@ def check(
     if read is None:
         return _report([str(problem) for problem in problems])
     files, problems = read_rules(read.gateway.rules)
-    errors = [*unserved(read), *(str(problem) for problem in problems)]
+    errors = [*unserved(read), *map(str, tls_problems(read)), *(str(problem) for problem in problems)]
     if not problems:
         # Tests of rules that are wrong themselves would only hide what is wrong.
         from gateway.rules.tests import failing_tests
 
         errors += [str(problem) for problem in failing_tests(files, Setting(RuleSet(files), read))]
     if not quiet:
-        for warning in [*warnings(read), *map(str, rule_warnings(files))]:
+        for warning in [*warnings(read), *map(str, tls_warnings(read)), *map(str, rule_warnings(files))]:
             place, _, message = warning.partition(": ")
             print(f"{place}: warning: {message}", file=sys.stderr)
     if errors:

@@ -16,13 +16,14 @@ from gateway.cli.main import Exit
 from gateway.config import LogSettings, read_config
 from gateway.config_check import unserved, warnings
 from gateway.errors import ConfigError
+from gateway.tls_settings import tls_problems, tls_warnings
 
 
 def run(*, config: Annotated[Path, Parameter(name=["--config", "-c"])] = Path("gateway.toml")) -> int:
     """Start the gateway and serve until SIGTERM or Ctrl-C.
 
     SIGTERM lets open transactions end (drain_timeout), SIGHUP reloads the rule files: all of them, or, if one is wrong
-    or one of its tests fails, none. The log goes to standard error.
+    or one of its tests fails, none; and the files of TLS. The log goes to standard error.
 
     Examples:
 
@@ -38,11 +39,11 @@ def run(*, config: Annotated[Path, Parameter(name=["--config", "-c"])] = Path("g
     read, problems = read_config(config)
     if read is None:
         return _refuse([str(problem) for problem in problems])
-    if refused := unserved(read):
+    if refused := [*unserved(read), *map(str, tls_problems(read))]:
         return _refuse(refused)
     set_up_logging(read.log)
     log = structlog.get_logger("gateway")
-    for warning in warnings(read):
+    for warning in [*warnings(read), *map(str, tls_warnings(read))]:
         log.warning(warning)
     try:
         trio.run(run_until_signalled, read, load_ruleset(read))

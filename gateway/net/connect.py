@@ -77,6 +77,12 @@ class Conversation:
         self.endpoint.resume_reading()
         return chunk
 
+    def put_back(self, chunk: bytes) -> None:
+        """Returns what was received and not used: the next `receive` begins with it."""
+        if chunk:
+            self._unread.insert(0, chunk)
+            self._unread_bytes += len(chunk)
+
     def write(self, chunk: bytes) -> None:
         self.endpoint.write(chunk)
 

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from gateway.backends.mysql import Credentials, ask, log_in, log_in_errors
-from gateway.config import Address
+from gateway.backends.mysql_server import MysqlServer
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation
 from gateway.net.lane import Lane
@@ -64,7 +64,7 @@ class Observer:
         self,
         lane: Lane,
         member: str,
-        address: Address,
+        server: MysqlServer,
         credentials: Credentials,
         *,
         interval: float,
@@ -79,7 +79,7 @@ class Observer:
         self.looks = 0
         self.generation = 0  # see Observation
         self._lane = lane
-        self._address = address
+        self._server = server
         self._credentials = credentials
         self._interval = interval
         self._patience = patience
@@ -93,8 +93,8 @@ class Observer:
         wait = RECONNECT_SECONDS[0]
         while True:
             try:
-                with log_in_errors(self._address):
-                    conversation, connected = await log_in(self._lane, self._address, self._credentials)
+                with log_in_errors(self._server):
+                    conversation, connected = await log_in(self._lane, self._server, self._credentials)
             except (Unavailable, BackendRefused) as error:
                 self._fail(str(error))
             else:

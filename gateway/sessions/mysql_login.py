@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +15,12 @@ from gateway.backends.mysql import Credentials
 from gateway.backends.mysql_state import state_of
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
+from gateway.net.proxy_protocol import ProxyProtocolError, is_proxy_header
+from gateway.net.tls import TlsLayer
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import Known, PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake, StartTls
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_capabilities import of_backend, offered
 
@@ -51,6 +54,7 @@ class Entrance:
             return None
         id_ = THREAD_ID_BIT | next(self._ids) & (THREAD_ID_BIT - 1)
         host = self._service.client_of(conversation.endpoint) or "localhost"
+        settings = self._service.config.tls
         handshake = ServerHandshake(
             connection_id=id_,
             server_version=identity.version,
@@ -62,17 +66,26 @@ class Entrance:
             host=host,
             key=self._key,
             plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
+            tls=self._service.tls is not None,
+            secure=conversation.endpoint.sock.family == socket.AF_UNIX,
+            must_be_secure=settings is not None and settings.required,
         )
         conversation.write(handshake.greeting())
+        first = True
         while True:
             chunk = await conversation.receive()
             if not chunk:
                 return None
+            if first and is_proxy_header(chunk):
+                raise ProxyProtocolError("a PROXY protocol header from outside of proxy_protocol_from")
+            first = False
             events = deque(handshake.feed(chunk))
             while events:
                 match events.popleft():
                     case Send(data):
                         conversation.write(data)
+                    case StartTls(received) if self._service.tls is not None:
+                        conversation.add_layer(TlsLayer(self._service.tls.context, server_side=True), received)
                     case Named(user):
                         password = self._service.users.get(user)
                         events.extend(handshake.identify(Known() if password is None else Known((password,))))

@@ -17,6 +17,8 @@ from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
 from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
+from gateway.net.proxy_protocol import ProxyProtocol, ProxyProtocolError
+from gateway.net.tls import TlsError
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.commands import argument_of, query
@@ -32,6 +34,7 @@ from gateway.rules.compile import RuleSet
 from gateway.rules.policy import Defaults, SharedPolicies, SqlPolicies
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_login import Entrance
+from gateway.tls_settings import listener_tls
 from gateway.topology.mysql import Topology
 
 log = structlog.get_logger(__name__)
@@ -70,6 +73,9 @@ class MysqlService:
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
         self._distinct: dict[Reading, Reading] = {}
         self.primary_reads = trio.Semaphore(topology.config.primary_reads.max_in_flight)
+        self._clients: dict[Endpoint, str] = {}
+        self._proxy_protocol = ProxyProtocol(config.proxy_protocol_from)
+        self.tls = listener_tls(config.tls) if config.tls is not None else None
         self.rules_version = 0
         self.use_rules(rules)
         self.entrance = Entrance(self, key)
@@ -82,14 +88,9 @@ class MysqlService:
     def policies_for(self, user: str, client: str) -> SqlPolicies:
         return self._shared.for_connection(self.config.name, user, client, self._defaults)
 
-    @staticmethod
-    def client_of(endpoint: Endpoint) -> str:
-        """The client's address without its port, "" for a unix socket or a client that has gone."""
-        try:
-            name = endpoint.sock.getpeername()
-        except OSError:
-            return ""
-        return str(name[0]) if isinstance(name, tuple) else ""
+    def client_of(self, endpoint: Endpoint) -> str:
+        """The client's address without its port, as the PROXY protocol may have told it; "" for a unix socket."""
+        return self._clients.get(endpoint, "")
 
     @staticmethod
     def refusal() -> bytes:
@@ -100,15 +101,42 @@ class MysqlService:
 
     async def serve(self, client: socket.socket) -> None:
         """Serves one client from its first byte to its last."""
+        try:
+            name = client.getpeername()
+        except OSError:
+            return  # gone already
         conversation = Conversation(self.lane, client)
+        endpoint = conversation.endpoint
+        self._clients[endpoint] = str(name[0]) if isinstance(name, tuple) else ""
+        try:
+            await self._serve(conversation)
+        finally:
+            del self._clients[endpoint]
+
+    async def _serve(self, conversation: Conversation) -> None:
+        endpoint = conversation.endpoint
         try:
             with trio.move_on_after(self.config.handshake_timeout):
+                if self._proxy_protocol.expected_of(self._clients[endpoint]):
+                    source = await self._proxy_protocol.client_behind(conversation, self._clients[endpoint])
+                    if source is None:
+                        return  # somebody who looks whether the port is open
+                    self._clients[endpoint] = source
                 entered = await self.entrance.let_in(conversation)
                 if entered is None:
                     return
                 session, login = entered
                 leftover = login.leftover + conversation.hand_over(session)
                 self.sessions.add(session)
+        except ProxyProtocolError as error:
+            log.warning(
+                "a client was refused", listener=self.config.name, client=self.client_of(endpoint), error=str(error)
+            )
+            conversation.write(answers.err(0, ErrorCode.HANDSHAKE_ERROR, f"gateway: {error}", protocol_41=False))
+            return
+        except TlsError as error:
+            log.info("TLS failed", listener=self.config.name, client=self.client_of(endpoint), error=str(error))
+            return
         except OSError:
             return  # gone before it was let in
         finally:
@@ -215,10 +243,10 @@ class MysqlService:
 
     async def _kill(self, connection: MysqlConnection) -> None:
         """By the user's own right to end its own threads. Its connection is closed whatever comes of it."""
-        address = self.topology.members[connection.member].config.address
+        server = self.topology.members[connection.member].pool.server
         try:
-            with log_in_errors(address):
-                conversation, _ = await log_in(self.lane, address, connection.credentials)
+            with log_in_errors(server):
+                conversation, _ = await log_in(self.lane, server, connection.credentials)
                 try:
                     await ask(conversation, [query(f"KILL {connection.thread_id}")])
                 finally:

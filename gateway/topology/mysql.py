@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 import trio
 
+from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming
 from gateway.backends.pool import MemberPool
 from gateway.config import Member, MysqlGroup
@@ -17,6 +18,7 @@ from gateway.net.lane import Lane
 from gateway.replication.freshness import LagClock, MemberView, Observation, Role, Snapshot, replica_fault
 from gateway.replication.observe import Observer, ServerIdentity, monitor_credentials
 from gateway.replication.position import Position
+from gateway.tls_settings import backend_tls
 
 MAINTENANCE_SECONDS: Final = 1.0
 FIRST_LOOK_SECONDS: Final = 1.0  # how long a start waits for every member's first answer
@@ -61,17 +63,19 @@ class Topology:
         self._mariadb: bool | None = None  # which of the two families the group's first server was
         self._strays: set[str] = set()  # seen writable beside the primary
         self.members: dict[str, SqlMember] = {}
+        self.tls = backend_tls(config.backend_tls) if config.backend_tls is not None else None
         self.has_replicas = len(config.members) > 1
         self._changed = trio.Event()
         self._first_look = True  # nobody is the primary before all have had the time to say that they are
         for member in config.members:
             limit = min(config.pool.size, member.max_connections or config.pool.size)
-            pool = MemberPool(lane, member.name, member.address, config.pool, limit)
+            server = MysqlServer(member.address, self.tls)
+            pool = MemberPool(lane, member.name, server, config.pool, limit)
             known = SqlMember(member, pool)
             known.observer = Observer(
                 lane,
                 member.name,
-                member.address,
+                server,
                 monitor_credentials(config.monitor.user, password),
                 interval=config.check_interval,
                 patience=config.failure_detection,

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from gateway.backends.mysql import Credentials, MysqlConnection
+from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State, state_of
 from gateway.backends.pool import MemberPool
 from gateway.config import Address, Pool
@@ -41,7 +42,7 @@ async def pool_of(group: MysqlGroup, size: int, acquire_timeout: float = 5.0) ->
     lane = Lane()
     settings = Pool(size=size, min_idle=0, acquire_timeout=acquire_timeout)
     primary = group.primary
-    pool = MemberPool(lane, primary.address, Address(primary.host, primary.port), settings, size)
+    pool = MemberPool(lane, primary.address, MysqlServer(Address(primary.host, primary.port), None), settings, size)
     mariadb = primary.flavor == "mariadb"
     pool.arming = Arming(mariadb=mariadb, replica=False, collations={COLLATION: ("utf8mb4", "utf8mb4_general_ci")})
     async with trio.open_nursery() as nursery:
