@@ -58,7 +58,7 @@ class WireClient:
                 for event in handshake.feed(self.receive()):
                     if isinstance(event, Send):
                         self.sock.sendall(event.data)
-                    else:
+                    elif isinstance(event, Connected):
                         connected = event
         except BaseException:
             self.sock.close()
