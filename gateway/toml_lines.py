@@ -21,8 +21,8 @@ _BARE_VALUE = re.compile(r"[^,\]}\n#]*+")
 _BASIC = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _LITERAL = re.compile(r"'[^']*+'")
 # A multi-line string may end in five quotes, of which two belong to it (toml.io 1.0, "String").
-_BASIC_LINES = re.compile(r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*+"{3,5}')
-_LITERAL_LINES = re.compile(r"'''(?:[^']|'{1,2}(?!'))*+'{3,5}")
+_BASIC_LINES = re.compile(r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*"{3,5}')
+_LITERAL_LINES = re.compile(r"'''(?:[^']|'{1,2}(?!'))*'{3,5}")
 
 
 def key_lines(text: str) -> dict[Place, int]:

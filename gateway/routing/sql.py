@@ -229,7 +229,7 @@ def _classify_long(sql: bytes, reading: Reading, parse_limit: int) -> SqlOperati
     return _only_primary(operation, reading)
 
 
-_LAST_WORD: Final = re.compile(rb"[.`\"]?[A-Za-z0-9_$\x80-\xff]*+[`\"]?\Z")
+_LAST_WORD: Final = re.compile(rb"[.`\"]?[A-Za-z0-9_$\x80-\xff]*+[`\"?]?\Z")
 
 
 def _called(text: bytes) -> set[str]:

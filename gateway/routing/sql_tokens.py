@@ -18,7 +18,15 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gateway.routing.fingerprint import HINT_HEAD, LIST_LENGTH, NUMBER, WORD_REST, Reading, quote_patterns
+from gateway.routing.fingerprint import (
+    BLOCK_COMMENT,
+    HINT_HEAD,
+    LIST_LENGTH,
+    NUMBER,
+    WORD_REST,
+    Reading,
+    quote_patterns,
+)
 
 EXECUTABLE_LIMIT: Final = 3
 """Most executable comments in a text that is still proven: every one doubles the readings."""
@@ -66,10 +74,10 @@ def _scanner(ansi_quotes: bool, no_backslash_escapes: bool) -> re.Pattern[bytes]
     return re.compile(
         rb"(?P<space>[ \t\n\v\f\r]++)"
         rb"|(?P<executable>/\*M?!)"
-        rb"|(?P<block>/\*[^*]*+(?:\*(?!/)[^*]*+)*+\*/)"
+        rb"|(?P<block>" + BLOCK_COMMENT + rb")"
         rb"|(?P<line>(?:#|--(?=[\x00-\x20\x7f]|\Z))[^\n]*+)"
         rb"|(?P<open>/\*)"
-        rb"|(?P<string>(?:[nN](?='))?+(?:" + strings + rb"))"
+        rb"|(?P<string>(?:[nN](?=')|)(?:" + strings + rb"))"
         rb"|(?P<name>" + identifiers + rb")"
         rb"|(?P<bits>[xXbB]'[0-9a-fA-F]*+')"
         rb"|(?P<system>@@(?:[A-Za-z0-9_$.]++|`[A-Za-z0-9_$]++`)*+)"
