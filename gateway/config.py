@@ -254,6 +254,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     password: Secret
+    sessions: Literal["own", "any"] = "own"  # whose sessions KILL ends and SHOW GATEWAY PINS ALL shows
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):

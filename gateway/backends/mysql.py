@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final, NewType, Protocol
 
 import trio
@@ -51,14 +52,21 @@ class Taker(Protocol):
         """The time limit of a statement has passed. The connection is open, and its reply still under way."""
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a session's last statement left behind on a connection; None for what could not be asked."""
+
+    insert_id: int | None
+    row_count: int | None
+    found_rows: int | None
+    warnings: list[Row]  # of SHOW WARNINGS: level, code, message
+
+
 class Borrower(Protocol):
     """A session, as far as its bound connections are concerned."""
 
-    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
-        """Its bound connection is lost to it. `insert_id`: what LAST_INSERT_ID() was there, None if nobody could ask.
-
-        Warnings that were left there (`connection.warned`) are gone.
-        """
+    def losing(self, connection: MysqlConnection, left: Left | None) -> None:
+        """Its bound connection is lost to it, and with it `left`: None if nobody could ask."""
 
 
 class Home(Protocol):
@@ -201,6 +209,10 @@ class MysqlConnection:
     async def command(self, raw: bytes) -> None:
         """Sends a command that is answered by OK or EOF. Raises BackendRefused, OSError."""
         await _Question(self).ask([raw])
+
+    def doom(self) -> None:
+        """Has its pool close it when its lease ends, as one whose member has another role by then."""
+        self.arming = replace(self.arming)
 
     def close(self) -> None:
         """Closes and gives the place in the pool back."""

@@ -19,12 +19,13 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Borrower, Credentials, MysqlConnection, connect
+from gateway.backends.mysql import Borrower, Credentials, Left, MysqlConnection, connect
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State
 from gateway.config import Pool
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.lane import Lane
+from gateway.protocol.mysql.results import Row
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,30 @@ Key = tuple[str, int, int]  # user, capabilities, collation: connections of one 
 
 KEPT_WARM_SECONDS: Final = 600.0  # credentials that nobody used for longer need no idle connections
 LIFETIME_SPREAD: Final = 0.1  # connections opened together are not all replaced together
+
+
+WARNINGS_KEPT: Final = 1024  # of one statement: MySQL's own default of max_error_count
+
+
+async def _what_is_left(connection: MysqlConnection) -> Left:
+    """Asks for the residue of the last statement. Raises BackendRefused, OSError, ValueError.
+
+    SHOW WARNINGS makes ROW_COUNT() forgotten, and asking for the others makes MySQL forget the warnings; FOUND_ROWS()
+    outlives SHOW WARNINGS on both (tried). LIMIT and CAST: whatever the session has set, a limit on rows, a character
+    set for results.
+    """
+    warnings: list[Row] = []
+    if connection.warned:
+        warnings = await connection.ask(f"SHOW WARNINGS LIMIT {WARNINGS_KEPT}")
+    ((insert_id, row_count, found_rows),) = await connection.ask(
+        "SELECT CAST(LAST_INSERT_ID() AS BINARY), CAST(ROW_COUNT() AS BINARY), CAST(FOUND_ROWS() AS BINARY) LIMIT 1"
+    )
+    return Left(
+        insert_id=int(insert_id or 0),
+        row_count=None if connection.warned else int(row_count or 0),
+        found_rows=int(found_rows or 0),
+        warnings=warnings,
+    )
 
 
 class _Waiter:
@@ -210,18 +235,16 @@ class MemberPool:
         """Tells the session that a bound connection leaves it what it loses, and marks it to be reset."""
         session = connection.last_session
         if connection.tainted and session is not None:
-            insert_id: int | None = None
+            left: Left | None = None
             try:
-                # Whatever the session has set: a limit on rows, a character set for results.
-                rows = await connection.ask("SELECT CAST(LAST_INSERT_ID() AS BINARY) LIMIT 1")
-                insert_id = int(rows[0][0] or 0)
+                left = await _what_is_left(connection)
             except (OSError, BackendRefused, ProtocolError, IndexError, ValueError) as error:
-                log.info("an insert id could not be asked for", member=self.name, error=str(error))
+                log.info("what a statement left behind could not be asked for", member=self.name, error=str(error))
             except BaseException:
                 connection.close()
                 raise
             finally:
-                session.losing(connection, insert_id)
+                session.losing(connection, left)
         connection.last_session = None
         if connection.tainted:
             connection.tainted = connection.warned = False
@@ -244,6 +267,8 @@ class MemberPool:
         connection.taker = None
         stale = connection.arming is not self.arming  # the member's role has changed
         if stale or (connection.expires <= self._lane.now and not connection.tainted):
+            if connection.tainted and connection.last_session is not None:
+                connection.last_session.losing(connection, None)
             connection.close()
             return
         if self._waiting:

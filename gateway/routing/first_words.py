@@ -17,7 +17,16 @@ from typing import Final
 
 from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import words
-from gateway.routing.operation import Column, Kind, PinCause, SqlOperation, Table, TransactionEffect
+from gateway.routing.operation import (
+    THREAD_ID_BIT,
+    Column,
+    Kill,
+    Kind,
+    PinCause,
+    SqlOperation,
+    Table,
+    TransactionEffect,
+)
 from gateway.routing.sql_facts import scan
 from gateway.routing.sql_query import first_table
 from gateway.routing.sql_tokens import Token, TokenKind
@@ -324,6 +333,33 @@ def _do(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
     )
 
 
+def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | None:
+    """KILL [HARD | SOFT] [CONNECTION | QUERY] of one of the gateway's own thread ids; None for all other forms.
+
+    Lower ids are the primary's own, and so are MariaDB's user names and query ids: it decides by the user's rights.
+    """
+    rest = words[1:]
+    if rest[:1] in (("HARD",), ("SOFT",)):
+        rest = rest[1:]
+    query = rest[:1] == ("QUERY",)
+    if query or rest[:1] == ("CONNECTION",):
+        rest = rest[1:]
+    if rest == ("CONNECTION_ID", "(", ")"):
+        thread = None
+    elif len(rest) == 1 and tokens[-1].kind is TokenKind.NUMBER and rest[0].isdigit() and int(rest[0]) & THREAD_ID_BIT:
+        thread = int(rest[0])
+    else:
+        return None
+    return SqlOperation(
+        Kind.SESSION,
+        "kill",
+        "ends a session of the gateway, or its statement",
+        gateway="kill",
+        kill=Kill(thread, query),
+        by_task=True,
+    )
+
+
 def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
     """What a statement is that is no query, data change, SET, SHOW or EXPLAIN."""
     words = tuple(token.word or token.text if token.kind is not TokenKind.NAME else "" for token in tokens)
@@ -333,6 +369,8 @@ def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperat
         operation = _use(tokens)
     if operation is None and head == "CHECKSUM":
         operation = _checksum(tokens)
+    if head == "KILL":
+        operation = _kill(words, tokens)
     if operation is not None:
         return operation
     if head == "DO":

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+THREAD_ID_BIT: Final = 1 << 31
+"""Set in the thread ids that the gateway gives to its sessions, in none of a server's: KILL tells them apart by it."""
 
 
 class Kind(Enum):
@@ -102,6 +106,14 @@ NO_HINT = Hint()
 
 
 @dataclass(frozen=True, slots=True)
+class Kill:
+    """KILL of a session of the gateway. `thread` is its id, None for whoever asks."""
+
+    thread: int | None
+    query: bool  # end its statement only
+
+
+@dataclass(frozen=True, slots=True)
 class SqlOperation:
     """What one SQL statement (or several in one text) is."""
 
@@ -129,6 +141,10 @@ class SqlOperation:
     tables_complete: bool = True  # reads and writes name all tables; False: there may be others (DDL, CALL, unparsed)
     release: bool = False  # COMMIT/ROLLBACK RELEASE: the server closes the connection after it
     found_rows: bool = False  # SQL_CALC_FOUND_ROWS: leaves FOUND_ROWS() behind on its connection
+    kill: Kill | None = None  # KILL of a gateway's thread id
+    by_task: bool = False  # takes more than sending it and passing the reply on: served by the session's task
+    read_back: tuple[Assignment, ...] = ()  # set to no literal: their values can be asked for (`value` is "")
+    names: tuple[str, ...] = ()  # what `pin` or `unpin` is about: temporary tables, handlers; () for all there is
 
 
 class Effect(Enum):

@@ -19,6 +19,7 @@ from gateway.routing.fingerprint import DEFAULT_READING, Reading, fingerprint, f
 from gateway.routing.first_words import classify_first_words, unproven
 from gateway.routing.functions import PAREN_WORDS, read_functions
 from gateway.routing.operation import NO_HINT, Column, Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.sql_asks import asks_for_thread_id
 from gateway.routing.sql_cache import Cache
 from gateway.routing.sql_facts import scan
 from gateway.routing.sql_hints import parse_hint
@@ -193,7 +194,17 @@ def classify_text(sql: bytes, reading: Reading, parse_limit: int = PARSE_BYTES) 
     if lexed.hints:
         operation = replace(operation, hint=parse_hint(lexed.hints))
     operation = _only_primary(operation, reading)
-    foldable = operation.gateway is None and not (lexed.statements and lexed.statements[0][0].word == "SET")
+    if operation.pin is PinCause.CONNECTION_ID and not operation.multi and asks_for_thread_id(sql):
+        operation = replace(
+            operation,
+            reason="asks for the thread id, which is the gateway's own",
+            gateway="thread id",
+            by_task=True,
+            pin=None,
+        )
+    foldable = operation.gateway is None and not (
+        lexed.statements and lexed.statements[0][0].word in ("SET", "KILL")  # their literals matter
+    )
     return operation, foldable
 
 
@@ -359,6 +370,10 @@ def _several(parts: Sequence[SqlOperation]) -> SqlOperation:
         assignments=(),
         database=None,
         gateway=None,
+        kill=None,
+        by_task=False,
+        read_back=(),
+        names=(),
         pin=next((part.pin for part in parts if part.pin), PinCause.UNPROVEN if sticks else None),
         unpin=None,
         chain=False,
@@ -375,7 +390,9 @@ def _classify_one(tokens: Sequence[Token], reading: Reading, parse_limit: int) -
         return unproven(tokens, "begins with no keyword")
     if first in ("SHOW", "SET") and second == "GATEWAY":
         words = " ".join(token.text for token in tokens[2:])
-        return SqlOperation(Kind.SESSION, f"{first.lower()} gateway", "is for the gateway itself", gateway=words)
+        return SqlOperation(
+            Kind.SESSION, f"{first.lower()} gateway", "is for the gateway itself", gateway=words, by_task=True
+        )
     if first in QUERY_WORDS or first in CHANGE_WORDS:
         return classify_query(tokens, reading, parse_limit)
     if first == "SET":

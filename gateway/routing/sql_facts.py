@@ -101,6 +101,8 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
                 facts.functions.add(f"@@{name}")  # which of them it is decides which connection knows
             elif name in PRIMARY_VARIABLES:
                 facts.primary = f"reads @@{name}, which {PRIMARY_VARIABLES[name]}"
+                if name == "pseudo_thread_id":
+                    facts.pin = facts.pin or PinCause.CONNECTION_ID
             elif name.startswith(("gtid_", "session_track_")):
                 facts.primary = f"reads @@{name}, which is the position or state of one server"
         elif word == "(" and index:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gateway.backends.mysql import Credentials, MysqlConnection
+from gateway.backends.mysql import Credentials, Left, MysqlConnection
 from gateway.errors import BackendRefused, Refused
 from gateway.net.endpoint import Endpoint
 from gateway.net.requests import Requests
@@ -32,7 +32,8 @@ from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import Freshness
-from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, Residue, SessionState
+from gateway.sessions.mysql_residue import Residue
+from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, SessionState
 from gateway.sessions.mysql_task import REFUSED_AS_WRITE, CommandTask, Declined, stays_at_replica
 from gateway.topology.mysql import SqlMember
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
 
 STALL_SECONDS: Final = 60.0  # a client that reads nothing for longer is cut off (MySQL's net_write_timeout)
+# A client that has closed its side is gone, in all likelihood, and what runs for it is ended; but one that only
+# half-closes still gets an answer that comes soon. MySQL's own SLEEP() and GET_LOCK() look every 5 s, too.
+HALF_CLOSED_SECONDS: Final = 5.0
 BACKLOG_BYTES: Final = 1 << 20  # commands that a client may pipeline behind the one that is being served
 
 _QUERY: Final = int(Command.QUERY)
@@ -83,6 +87,8 @@ class MysqlSession:
         self.failure: Exception | None = None
         self.failure_held = False  # see Declined
         self.has_primary_place = False  # see leave_primary_reads
+        self.waiting: trio.CancelScope | None = None  # around what the task does for a declined command
+        self.frozen: trio.Event | None = None  # a KILL QUERY is under way: set when it was answered
         self._stalled = False  # more output waits for the client than it reads
         self._closing = False
         endpoint.deadline = trio.current_time() + service.config.idle_timeout
@@ -135,7 +141,7 @@ class MysqlSession:
         state = kept.state
         operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), kept.reading)
         policy = self.policies.policy(operation, state.database)
-        if policy.block is not None or operation.gateway is not None:
+        if policy.block is not None or operation.by_task:
             return False
         held = self.held
         if held is not None:
@@ -396,8 +402,8 @@ class MysqlSession:
         else:
             self._task_takes(Declined(self.raw, limit, connection.member))
 
-    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
-        self.residue.losing(connection, insert_id)
+    def losing(self, connection: MysqlConnection, left: Left | None) -> None:
+        self.residue.losing(connection, left, self.commands, self.operation, self._tracker.affected_rows)
 
     def _task_takes(self, declined: Declined) -> None:
         if self.finished is not None:
@@ -433,6 +439,8 @@ class MysqlSession:
         self._closing = True
         if self.connection is None and not self.requests.with_task and not self._backlog:
             self.requests.end()
+        else:
+            self.endpoint.deadline = trio.current_time() + HALF_CLOSED_SECONDS
 
     def end_if_idle(self) -> None:
         """Ends the session if it is between transactions: the gateway is about to stop."""
@@ -440,13 +448,23 @@ class MysqlSession:
         if not busy and not self.kept.status & IN_TRANSACTION:
             self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress")
 
+    def end_by_kill(self) -> None:
+        """Ends the session, and what runs for it, in the middle of whatever it does."""
+        self._backlog.clear()
+        self.endpoint.finish()
+        self.requests.end()
+        if self.waiting is not None:
+            self.waiting.cancel()
+
     def lost(self, error: OSError) -> None:
         self.requests.end()
         if self.finished is not None:
             self.finish_for_task(error)
 
     def expired(self) -> None:
-        if self._stalled:
+        if self._closing:
+            self.end_by_kill()
+        elif self._stalled:
             self._lose_client(TimeoutError(f"the client has read nothing for {STALL_SECONDS:g} s"))
         elif self.connection is None and not self.requests.with_task:
             self.end_with(

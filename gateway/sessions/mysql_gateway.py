@@ -11,6 +11,8 @@ from gateway.errors import Refused
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.answers import Value
 from gateway.protocol.mysql.constants import ErrorCode
+from gateway.sessions.mysql_kill import may_reach_others
+from gateway.sessions.mysql_state import Pin
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql import MysqlSession
@@ -48,16 +50,28 @@ def _table(session: MysqlSession, words: str) -> tuple[Sequence[str], Sequence[S
     if words == "last route":
         return _last_route(session)
     if words == "pins":
-        now = trio.current_time()
-        return ("cause", "statement", "since_seconds", "avoid"), [
-            (pin.cause.value, pin.statement, f"{now - pin.since:.1f}", _ADVICE[pin.cause.name])
-            for pin in session.kept.pins.values()
+        return _PIN_COLUMNS, [_pin_row(pin) for pin in session.kept.pins.values()]
+    if words == "pins all":
+        return ("session", "user", *_PIN_COLUMNS), [
+            (other.id, other.user, *_pin_row(pin))
+            for other in session.service.threads
+            if other.user == session.user or may_reach_others(session)
+            for pin in other.kept.pins.values()
         ]
     raise Refused(
-        "gateway: SHOW GATEWAY knows STATUS, MEMBERS, LAST ROUTE and PINS in this version",
+        "gateway: SHOW GATEWAY knows STATUS, MEMBERS, LAST ROUTE, PINS and PINS ALL in this version",
         code=ErrorCode.NOT_SUPPORTED_YET,
         sqlstate="42000",
     )
+
+
+_PIN_COLUMNS: Final = ("cause", "statement", "since_seconds", "avoid")
+
+
+def _pin_row(pin: Pin) -> tuple[str, str, str, str]:
+    about = f" ({', '.join(sorted(pin.names))})" if pin.names else ""
+    since = f"{trio.current_time() - pin.since:.1f}"
+    return pin.cause.value + about, pin.statement, since, _ADVICE[pin.cause.name]
 
 
 def _members(session: MysqlSession) -> tuple[Sequence[str], Sequence[Sequence[Value]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import socket
 from collections import deque
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-THREAD_ID_BIT: Final = 1 << 31  # the gateway's own thread ids: no server's KILL can mean one of them
 PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
 
 
@@ -42,7 +40,6 @@ class Entrance:
         self._topology = service.topology
         self._listener = service.config.name
         self._key = key
-        self._ids = itertools.count(1)
         self._proved: dict[tuple[str, str | None], float] = {}
 
     async def let_in(self, conversation: Conversation) -> tuple[MysqlSession, LoggedIn] | None:
@@ -52,7 +49,7 @@ class Entrance:
             message = f"gateway: no server of group {self._topology.name} has answered yet"
             conversation.write(answers.err(0, ErrorCode.UNKNOWN_ERROR, message, protocol_41=False))
             return None
-        id_ = THREAD_ID_BIT | next(self._ids) & (THREAD_ID_BIT - 1)
+        id_ = self._service.threads.new_id()
         host = self._service.client_of(conversation.endpoint) or "localhost"
         settings = self._service.config.tls
         handshake = ServerHandshake(

@@ -33,6 +33,7 @@ from gateway.routing.sql import Classifier
 from gateway.rules.compile import RuleSet
 from gateway.rules.policy import Defaults, SharedPolicies, SqlPolicies
 from gateway.sessions.mysql import MysqlSession
+from gateway.sessions.mysql_kill import threads_of
 from gateway.sessions.mysql_login import Entrance
 from gateway.tls_settings import listener_tls
 from gateway.topology.mysql import Topology
@@ -70,6 +71,7 @@ class MysqlService:
         self.fallbacks: Counter[str] = Counter()  # reads that wanted a replica and went to the primary
         self._nursery = nursery
         self._defaults = Defaults.of(config)
+        self.threads = threads_of(topology)
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
         self._distinct: dict[Reading, Reading] = {}
         self.primary_reads = trio.Semaphore(topology.config.primary_reads.max_in_flight)
@@ -128,6 +130,7 @@ class MysqlService:
                 session, login = entered
                 leftover = login.leftover + conversation.hand_over(session)
                 self.sessions.add(session)
+                self.threads.add(session)
         except ProxyProtocolError as error:
             log.warning(
                 "a client was refused", listener=self.config.name, client=self.client_of(endpoint), error=str(error)
@@ -148,6 +151,7 @@ class MysqlService:
             await session.serve(leftover)
         finally:
             self.sessions.discard(session)
+            self.threads.discard(session)
 
     def end_idle(self) -> None:
         """While draining: ends the sessions that are between transactions."""
@@ -243,18 +247,25 @@ class MysqlService:
 
     async def _kill(self, connection: MysqlConnection) -> None:
         """By the user's own right to end its own threads. Its connection is closed whatever comes of it."""
-        server = self.topology.members[connection.member].pool.server
         try:
-            with log_in_errors(server):
-                conversation, _ = await log_in(self.lane, server, connection.credentials)
-                try:
-                    await ask(conversation, [query(f"KILL {connection.thread_id}")])
-                finally:
-                    conversation.close()
+            await self.ask_to_end(connection, "KILL")
         except (Unavailable, BackendRefused) as error:
             log.info("a statement could not be ended", member=connection.member, error=str(error))
         finally:
             connection.close()
+
+    async def ask_to_end(self, connection: MysqlConnection, how: str) -> None:
+        """Sends KILL or KILL QUERY for a connection over one of its own. Raises Unavailable, BackendRefused."""
+        server = self.topology.members[connection.member].pool.server
+        with log_in_errors(server):
+            conversation, _ = await log_in(self.lane, server, connection.credentials)
+            try:
+                await ask(conversation, [query(f"{how} {connection.thread_id}")])
+            except BackendRefused as error:
+                if error.code != ErrorCode.NO_SUCH_THREAD:  # gone already
+                    raise
+            finally:
+                conversation.close()
 
     def log_lost(self, session: MysqlSession, error: Exception) -> None:
         log.warning("reply cut off", listener=self.config.name, user=session.user, session=session.id, error=str(error))

@@ -43,13 +43,17 @@ WITHOUT_REPLY: Final = frozenset({Command.STMT_SEND_LONG_DATA, Command.STMT_CLOS
 WITHOUT_STATUS: Final = WITHOUT_REPLY | {Command.STMT_PREPARE, Command.STATISTICS}  # replies that end without flags
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pin:
-    """Why a session keeps its connection, which statement caused it, and since when (Trio's clock, seconds)."""
+    """Why a session keeps its connection, which statement caused it, and since when (Trio's clock, seconds).
+
+    `names` are the things that it is about, as far as they are known: it ends with the last of them.
+    """
 
     cause: PinCause
     statement: str
     since: float
+    names: set[str]
 
 
 def _command(statement: str, reason: str) -> SqlOperation:
@@ -182,7 +186,7 @@ class SessionState:
         if cause is not None and cause not in self.pins:
             text = argument_of(raw)[:_PINNED_TEXT_BYTES].decode("utf-8", "replace")
             statement = text if raw[4] == Command.QUERY else operation.statement
-            self.pins[cause] = Pin(cause, statement, self._service.lane.now)
+            self.pins[cause] = Pin(cause, statement, self._service.lane.now, set())
 
     def _count_statements(self, command: int) -> None:
         if command == Command.STMT_PREPARE:
@@ -191,33 +195,3 @@ class SessionState:
             self.statements = max(0, self.statements - 1)
         if not self.statements:
             self.pins.pop(PinCause.PREPARED_STATEMENT, None)
-
-
-class Residue:
-    """Where one session's residue is.
-
-    `last` served the statement before, and `warned` says that it left warnings or an error; `writer` served the last
-    write, so that LAST_INSERT_ID() lives there. Both may have been lent to another session since.
-    """
-
-    __slots__ = ("insert_id", "insert_id_lost", "last", "warned", "writer")
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """There is nothing to ask for."""
-        self.last: MysqlConnection | None = None
-        self.writer: MysqlConnection | None = None
-        self.warned = False
-        self.insert_id: int | None = None  # LAST_INSERT_ID(), where `writer` went to somebody else
-        self.insert_id_lost = False  # it went away without anybody asking
-
-    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
-        """A connection goes to somebody else; see backends.mysql.Borrower."""
-        if connection is self.writer:
-            self.writer = None
-            self.insert_id = insert_id or None
-            self.insert_id_lost = insert_id is None
-        if connection is self.last:
-            self.last = None

@@ -13,14 +13,16 @@ from gateway.backends.mysql_state import assignments_sql
 from gateway.errors import BackendRefused, OutcomeUnknown, ProtocolError, Refused, Unavailable
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.attributes import as_sent
-from gateway.protocol.mysql.commands import argument_of, query
+from gateway.protocol.mysql.commands import argument_of, query, thread_id_of
 from gateway.protocol.mysql.constants import Command, ErrorCode
-from gateway.protocol.mysql.packets import packets_in
+from gateway.protocol.mysql.packets import PacketError, packets_in
 from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
+from gateway.sessions.mysql_kill import interrupted, kill
 from gateway.sessions.mysql_options import set_option
+from gateway.sessions.mysql_residue import answer, thread_id_answer
 from gateway.sessions.mysql_state import (
     IN_TRANSACTION,
     PREPARED_COMMANDS,
@@ -71,23 +73,38 @@ class CommandTask:
 
     async def handle(self, declined: Declined) -> None:
         """Serves a command with whatever waiting it takes."""
+        session = self.session
         try:
-            await self._handle(declined)
+            with trio.CancelScope() as session.waiting:
+                await self._handle(declined)
+            if session.waiting.cancelled_caught and not session.requests.over:
+                raise interrupted()
         except Refused as error:
             self._refuse(declined.raw, error, error.code, error.sqlstate)
         except BackendRefused as error:
             self._refuse(declined.raw, error, error.code or ErrorCode.UNKNOWN_ERROR, error.sqlstate)
+        except PacketError as error:
+            session.end_with(error.code, str(error), error.sqlstate)
+        finally:
+            session.waiting = None
 
     def _refuse(self, raw: bytes, error: Exception, code: int, sqlstate: str) -> None:
         self.session.service.refusals += 1
         text = str(error)
         if isinstance(error, Refused) and not text.startswith("gateway: "):
             text = f"gateway: {text}"  # so that nobody looks for it in a server
+        self.session.residue.refused(self.session.commands, code, text)
+        self.session.rules_version = -1  # declines the next command: it may ask about this one
         self.session.endpoint.write(answers.err(packets_in(as_sent(raw)), code, text, sqlstate))
 
     async def _handle(self, declined: Declined) -> None:
         service, raw = self.session.service, declined.raw
         command = raw[4]
+        if command == Command.PROCESS_KILL:
+            raw = query(f"KILL {thread_id_of(raw)}")
+            command = raw[4]
+        if self.session.frozen is not None:
+            await self.session.frozen.wait()
         if command in WITHOUT_REPLY and self.session.held is None:
             return  # closes what is gone already; whatever is answered would be taken for another command's reply
         if self.session.rules_version != service.rules_version:
@@ -122,13 +139,21 @@ class CommandTask:
             )
             raise Refused(f"gateway: {policy.block}", code=ErrorCode.READ_ONLY, sqlstate="HY000")
         if operation.gateway is not None:
-            self.session.endpoint.write(answer_gateway_statement(self.session, operation.gateway))
+            self.session.endpoint.write(await self._own_answer(raw, operation))
             return
         self._attempts = 1
         if declined.error is not None:
             await self._after_failure(declined, operation, policy)
         else:
             await self._run(raw, operation, policy)
+
+    async def _own_answer(self, raw: bytes, operation: SqlOperation) -> bytes:
+        """The reply to what no server is asked about."""
+        if operation.kill is not None:
+            return await kill(self.session, operation.kill)
+        if operation.statement == "select":
+            return thread_id_answer(self.session, raw)
+        return answer_gateway_statement(self.session, operation.gateway or "")
 
     def _operation(self, raw: bytes) -> SqlOperation:
         command = raw[4]
@@ -179,6 +204,10 @@ class CommandTask:
         raise OutcomeUnknown(f"{lost}; its outcome is unknown, and an open transaction was rolled back")
 
     async def _run(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
+        captured = self.session.residue.captured
+        own = captured is not None and captured.first and captured.at == self.session.commands
+        if own and operation.last_connection and await self._answered(raw, operation):
+            return
         held = self.session.held
         if held is not None and held.arming.replica and not stays_at_replica(operation):
             await self._leave_replica(held, operation)
@@ -315,6 +344,20 @@ class CommandTask:
             connection.close()
             raise
 
+    async def _answered(self, raw: bytes, operation: SqlOperation) -> bool:
+        """Answers a question about a statement that the gateway refused itself, of which no connection knows.
+
+        False for one about what an error leaves alone. Raises Refused for what is no plain question.
+        """
+        answered = await answer(self.session, raw)
+        if answered is not None:
+            self.session.endpoint.write(answered)
+            self.session.rules_version = -1  # as _refuse: the next one may ask again
+            return True
+        if ABOUT_INSERT & operation.functions and not ABOUT_LAST & operation.functions:
+            return False
+        raise Refused("gateway: the statement before was refused by the gateway, and this one speaks of it")
+
     async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
         """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
         residue = self.session.residue
@@ -339,6 +382,10 @@ class CommandTask:
             if in_state and member.pool.take_bound(wanted, self.session):
                 await self._exchange(wanted, member, raw, operation, policy, reason)
                 return
+        answered = await answer(self.session, raw) if not at_writer and self.session.commands else None
+        if answered is not None:
+            self.session.endpoint.write(answered)
+            return
         if nothing_to_show and self.session.commands:
             # Not on the connection of the last write, where older warnings may be.
             primary = await self._await_primary()

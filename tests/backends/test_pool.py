@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.backends.mysql import Credentials, MysqlConnection
+from gateway.backends.mysql import Credentials, Left, MysqlConnection
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State, state_of
 from gateway.backends.pool import MemberPool
@@ -31,10 +31,10 @@ class Session:
     """A session, as far as pools know one."""
 
     def __init__(self) -> None:
-        self.lost: list[int | None] = []
+        self.lost: list[Left | None] = []
 
-    def losing(self, connection: MysqlConnection, insert_id: int | None) -> None:
-        self.lost.append(insert_id)
+    def losing(self, connection: MysqlConnection, left: Left | None) -> None:
+        self.lost.append(left)
 
 
 @asynccontextmanager
@@ -122,7 +122,7 @@ async def test_a_place_goes_to_whoever_waits_when_a_connection_is_closed(mariadb
         pool.give_back(got[0])
 
 
-async def test_who_loses_a_bound_connection_is_told_its_insert_id(mariadb_group: MysqlGroup) -> None:
+async def test_who_loses_a_bound_connection_is_told_what_it_left_there(mariadb_group: MysqlGroup) -> None:
     mariadb_group.primary.query("CREATE TABLE shop.t (a INT PRIMARY KEY AUTO_INCREMENT)")
     session = Session()
     async with pool_of(mariadb_group, 1) as pool:
@@ -133,7 +133,7 @@ async def test_who_loses_a_bound_connection_is_told_its_insert_id(mariadb_group:
         connection.last_session = session
         pool.give_back(connection)
         assert await pool.take(CREDENTIALS, SHOP) is connection
-        assert session.lost == [1]
+        assert session.lost == [Left(insert_id=1, row_count=0, found_rows=1, warnings=[])]
         assert await connection.ask("SELECT @a, LAST_INSERT_ID()") == [(None, "0")]
         pool.give_back(connection)
         assert pool.taken_over == 1

@@ -54,6 +54,7 @@ class SqlGateway(Server):
         rules: str = "",
         general: str = "",
         users: tuple[Account, ...] = (APP,),
+        overseers: tuple[Account, ...] = (),
     ) -> None:
         super().__init__(stack)
         self.group = group
@@ -62,6 +63,7 @@ class SqlGateway(Server):
         self.rules = rules
         self.general = general
         self.users = users
+        self.overseers = overseers  # those of `users` with sessions = "any"
         self.expected: list[str] = []  # parts of log lines of level error that the test provokes
         self._read = 0
 
@@ -88,7 +90,11 @@ class SqlGateway(Server):
         self.rule_file.parent.mkdir(parents=True, exist_ok=True)
         self.rule_file.write_text(self.rules)
         members = ", ".join(f'{{address = "{server.address}"}}' for server in self.group.servers)
-        users = ", ".join(f'{{name = "{user.user}", password = "{user.password}"}}' for user in self.users)
+        users = ", ".join(
+            f'{{name = "{user.user}", password = "{user.password}"'
+            + (', sessions = "any"}' if user in self.overseers else "}")
+            for user in self.users
+        )
         self.config_file.write_text(
             f'[gateway]\ndata_dir = "{self.data_dir}"\nrules = "{self.rule_file.parent}"\n{self.general}\n'
             '[log]\nlevel = "debug"\nformat = "json"\n'

@@ -6,6 +6,7 @@ Each takes the sequence id of its first packet: 1 for the reply to a command.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from gateway.protocol.mysql.constants import Capability, Collation, Status, sqlstate_of
 from gateway.protocol.mysql.greeting import raw
@@ -19,6 +20,38 @@ _COLUMN_LENGTH = 1024  # characters; what a client may reserve for display
 _MESSAGE_LIMIT = 512  # bytes; MYSQL_ERRMSG_SIZE: clients keep no more
 
 Value = str | bytes | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a column of a result set is announced: `kind` is its FIELD_TYPE, `length` in characters for display."""
+
+    name: str
+    kind: int = _VAR_STRING
+    length: int = _COLUMN_LENGTH
+    flags: int = 0
+    collation: int = int(Collation.UTF8MB4_GENERAL_CI)
+    decimals: int = 0
+
+    def encode(self, capabilities: int) -> bytes:
+        """Return the payload of its definition."""
+        name = lenenc_bytes(raw(self.name))
+        return b"".join(
+            (
+                b"\x03def",
+                b"\0\0\0",  # schema, table, original table: none
+                name,
+                # A name of its own belongs to a column of a table, and what the gateway makes is none.
+                b"\0",
+                b"\0" if capabilities & _EXTENDED_METADATA else b"",  # none
+                b"\x0c",  # length of what follows
+                self.collation.to_bytes(2, "little"),
+                self.length.to_bytes(4, "little"),
+                bytes((self.kind,)),
+                self.flags.to_bytes(2, "little"),
+                bytes((self.decimals, 0, 0)),
+            )
+        )
 
 
 def ok(
@@ -62,7 +95,7 @@ def end(sequence: int, *, capabilities: int, status: int = _AUTOCOMMIT) -> bytes
 
 
 def resultset(
-    columns: Sequence[str],
+    columns: Sequence[str | Column],
     rows: Iterable[Sequence[Value]],
     *,
     capabilities: int,
@@ -70,11 +103,14 @@ def resultset(
     status: int = _AUTOCOMMIT,
     warnings: int = 0,
 ) -> bytes:
-    """Return a whole text-protocol result set of strings, in the form that a client of these `capabilities` reads."""
+    """Return a whole text-protocol result set, in the form that a client of these `capabilities` reads.
+
+    A column that is given by its name alone is one of strings.
+    """
     parts = [packet(sequence, lenenc_int(len(columns)))]
-    for name in columns:
+    for column in columns:
         sequence += 1
-        parts.append(packet(sequence, _column(raw(name), capabilities)))
+        parts.append(packet(sequence, (Column(column) if isinstance(column, str) else column).encode(capabilities)))
     if not capabilities & _DEPRECATE_EOF:
         sequence += 1
         parts.append(eof(sequence, status=status, warnings=warnings))
@@ -87,23 +123,6 @@ def resultset(
     else:
         parts.append(eof(sequence + 1, status=status, warnings=warnings))
     return b"".join(parts)
-
-
-def _column(name: bytes, capabilities: int) -> bytes:
-    return b"".join(
-        (
-            b"\x03def",
-            b"\0\0\0",  # schema, table, original table: none
-            lenenc_bytes(name),
-            lenenc_bytes(name),
-            b"\0" if capabilities & _EXTENDED_METADATA else b"",  # none
-            b"\x0c",  # length of what follows
-            int(Collation.UTF8MB4_GENERAL_CI).to_bytes(2, "little"),
-            _COLUMN_LENGTH.to_bytes(4, "little"),
-            bytes((_VAR_STRING,)),
-            bytes(5),  # flags (2), decimals (1), filler (2)
-        )
-    )
 
 
 def _value(value: Value) -> bytes:

@@ -44,6 +44,13 @@ def statement_id_of(raw: bytes) -> int:
     return int.from_bytes(raw[_FIRST_ARGUMENT : _FIRST_ARGUMENT + 4], "little")
 
 
+def thread_id_of(raw: bytes) -> int:
+    """Return the thread id of COM_PROCESS_KILL. Raises PacketError."""
+    if len(raw) < _FIRST_ARGUMENT + 4:
+        raise PacketError("COM_PROCESS_KILL without a thread id")
+    return int.from_bytes(raw[_FIRST_ARGUMENT : _FIRST_ARGUMENT + 4], "little")
+
+
 def cursor_type_of(raw: bytes) -> int:
     """Return the flags byte of COM_STMT_EXECUTE: which cursor it opens. Raises PacketError."""
     if len(raw) < _FIRST_ARGUMENT + 5:

@@ -1,0 +1,110 @@
+"""Reads the questions that the gateway can answer in a server's place: SELECT of nothing but values about the session.
+
+`SELECT ROW_COUNT(), LAST_INSERT_ID() AS id` is one, `SELECT ROW_COUNT() + 1` is not. A text with a comment or anything
+else beside is none: whoever asks falls back on a server, or refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final, NamedTuple
+
+
+class Asked(Enum):
+    """A value that the gateway knows of a session. The value is the name that asks for it, without @@ and scope."""
+
+    THREAD_ID = "connection_id"
+    LAST_INSERT_ID = "last_insert_id"
+    ROW_COUNT = "row_count"
+    FOUND_ROWS = "found_rows"
+    WARNING_COUNT = "warning_count"
+    ERROR_COUNT = "error_count"
+
+
+class Item(NamedTuple):
+    """One item of a select list. `variable`: asked for as @@name, whose columns have other flags than a function's."""
+
+    asked: Asked
+    name: str  # of its column: the alias, or the text as it stands
+    variable: bool
+
+
+class Shown(NamedTuple):
+    """SHOW WARNINGS, SHOW ERRORS and their COUNT(*)."""
+
+    errors_only: bool
+    counted: bool
+    offset: int = 0
+    limit: int | None = None
+
+
+_VARIABLES: Final = {
+    b"identity": Asked.LAST_INSERT_ID,
+    b"last_insert_id": Asked.LAST_INSERT_ID,
+    b"warning_count": Asked.WARNING_COUNT,
+    b"error_count": Asked.ERROR_COUNT,
+    b"pseudo_thread_id": Asked.THREAD_ID,
+}
+_SPACE: Final = rb"[ \t\r\n]"
+_SELECT: Final = re.compile(_SPACE + rb"*+select" + _SPACE + rb"++(?=\S)", re.IGNORECASE)
+_ITEM: Final = re.compile(
+    rb"(?P<text>(?P<function>connection_id|last_insert_id|row_count|found_rows)" + _SPACE + rb"*+\(" + _SPACE + rb"*+\)"
+    rb"|@@(?:(?:session|local)\.)?+(?P<variable>identity|last_insert_id|warning_count|error_count|pseudo_thread_id)\b)"
+    rb"(?:" + _SPACE + rb"++(?:as" + _SPACE + rb"++)?+(?:`(?P<quoted>[^`]++)`|'(?P<string>[^'\\]++)'"
+    rb"|(?P<alias>[a-z_][a-z0-9_]*+)))?+" + _SPACE + rb"*+",
+    re.IGNORECASE,
+)
+_COMMA: Final = re.compile(rb"," + _SPACE + rb"*+")
+_END: Final = re.compile(rb";?+" + _SPACE + rb"*+\Z")
+_SHOW: Final = re.compile(
+    _SPACE + rb"*+show" + _SPACE + rb"++(?P<count>count" + _SPACE + rb"*+\(" + _SPACE + rb"*+\*" + _SPACE
+    + rb"*+\)" + _SPACE + rb"*+)?+(?P<what>warnings|errors)\b"
+    rb"(?:" + _SPACE + rb"++limit" + _SPACE + rb"++(?P<first>[0-9]{1,9}+)(?:" + _SPACE + rb"*+,"
+    + _SPACE + rb"*+(?P<second>[0-9]{1,9}+))?+)?+" + _SPACE + rb"*+;?+" + _SPACE + rb"*+",
+    re.IGNORECASE,
+)  # fmt: skip
+
+
+def select_items(sql: bytes) -> tuple[Item, ...] | None:
+    """The items of a SELECT of nothing but such values, None for any other text."""
+    start = _SELECT.match(sql)
+    if start is None:
+        return None
+    items: list[Item] = []
+    at = start.end()
+    while match := _ITEM.match(sql, at):
+        function = match["function"]
+        asked = Asked(function.decode().lower()) if function else _VARIABLES[match["variable"].lower()]
+        name = match["quoted"] or match["string"] or match["alias"] or match["text"]
+        items.append(Item(asked, name.decode("utf-8", "surrogateescape"), not function))
+        at = match.end()
+        comma = _COMMA.match(sql, at)
+        if comma is None:
+            return tuple(items) if _END.match(sql, at) else None
+        at = comma.end()
+    return None
+
+
+def shown(sql: bytes) -> Shown | None:
+    """What SHOW WARNINGS or SHOW ERRORS asks for, None for any other text."""
+    match = _SHOW.fullmatch(sql)
+    if match is None:
+        return None
+    count = match["count"] is not None
+    first, second = match["first"], match["second"]
+    if count and first is not None:
+        return None
+    limit = second if second is not None else first
+    return Shown(
+        errors_only=match["what"].lower() == b"errors",
+        counted=count,
+        offset=int(first) if second is not None else 0,
+        limit=None if limit is None else int(limit),
+    )
+
+
+def asks_for_thread_id(sql: bytes) -> bool:
+    """Whether a text asks for CONNECTION_ID() or @@pseudo_thread_id and nothing else."""
+    items = select_items(sql)
+    return items is not None and all(item.asked is Asked.THREAD_ID for item in items)
