@@ -19,7 +19,7 @@ SERVERS_OWN: Final = 0
 """Stands for the character set and collation that a server gives to connections that ask for none."""
 
 
-ABOUT_THE_SERVER: Final = frozenset({"performance_schema", "sys", "information_schema"})
+ABOUT_THE_SERVER: Final = frozenset({"performance_schema", "sys", "information_schema", "mysql"})
 
 
 class State:

@@ -57,6 +57,7 @@ NUMBER: Final = (
 
 BLOCK_COMMENT: Final = rb"/\*[^*]*+\*++(?:[^/*][^*]*+\*++)*+/"
 LINE_COMMENT: Final = rb"(?:#|--(?=[\x00-\x20\x7f]|\Z))[^\n]*+"
+EMPTY_COMMENT: Final = b"/**/"
 HINT_HEAD: Final = re.compile(rb"/\*\s*+gateway\s*+:", re.IGNORECASE)
 
 
@@ -88,17 +89,23 @@ def quote_patterns(ansi_quotes: bool, no_backslash_escapes: bool) -> QuotePatter
     return QuotePatterns(b"|".join(strings), b"|".join(identifiers))
 
 
-_ROW = rb"\((?:[?\s,.\-]|NULL|null|DEFAULT|default)*+\)"
-_ROWS = re.compile(_ROW + rb"(?:\s*+,\s*+" + _ROW + rb"){%d,}+" % LIST_LENGTH)
+_ROW = rb"\((?:\s|-)*+(?:\?|NULL|null|DEFAULT|default)(?:[?\s,.\-]|NULL|null|DEFAULT|default)*+\)"
+_ROWS = re.compile(rb"(?:\s*+,\s*+" + _ROW + rb"){%d,}+" % LIST_LENGTH)
+# The first row stays as it is: it may be the arguments of a function, whose number may decide what is called.
 _LIST = re.compile(rb"\?\?(?:\s*+,\s*+\?\?){%d,}+" % LIST_LENGTH)
 
 
 class Folder:
-    """Folds texts under one way of quoting. Immutable after construction."""
+    """Folds texts under one way of quoting. Immutable after construction.
 
-    __slots__ = ("_parts", "_pieces", "_without_comments")
+    `keep_gaps`: a comment leaves an empty comment behind instead of a space. Under IGNORE_SPACE the two differ:
+    `COUNT (x)` calls the built-in, `COUNT/**/(x)` a stored function (tried).
+    """
 
-    def __init__(self, ansi_quotes: bool, no_backslash_escapes: bool) -> None:
+    __slots__ = ("_gap", "_parts", "_pieces", "_without_comments")
+
+    def __init__(self, ansi_quotes: bool, no_backslash_escapes: bool, keep_gaps: bool = False) -> None:
+        self._gap = EMPTY_COMMENT if keep_gaps else b" "
         strings, identifiers = quote_patterns(ansi_quotes, no_backslash_escapes)
         # Literals first: what the group does not capture, findall reports as an empty piece.
         self._pieces = re.compile(
@@ -132,19 +139,24 @@ class Folder:
             if HINT_HEAD.search(sql):
                 parts = self._parts(sql)
                 hints = b"\0" + b"".join(comment for comment, _ in parts if comment and HINT_HEAD.match(comment))
-                sql = b"".join([kept or b" " for _, kept in parts])
+                sql = b"".join([kept or self._gap for _, kept in parts])
             else:
-                sql = b"".join([kept or b" " for kept in self._without_comments(sql)])
+                sql = b"".join([kept or self._gap for kept in self._without_comments(sql)])
         folded = b"?".join(self._pieces(sql))
         if folded.count(b"?") > 2 * LIST_LENGTH:
-            folded = _ROWS.sub(b"(??)..", _LIST.sub(b"??..", folded))
+            folded = _ROWS.sub(b",(??)..", _LIST.sub(b"??..", folded))
         return folded + hints
 
 
 @lru_cache(maxsize=8)
-def folder(ansi_quotes: bool, no_backslash_escapes: bool) -> Folder:
+def folder(ansi_quotes: bool, no_backslash_escapes: bool, keep_gaps: bool = False) -> Folder:
     """The folder for one way of quoting; they are few and shared."""
-    return Folder(ansi_quotes, no_backslash_escapes)
+    return Folder(ansi_quotes, no_backslash_escapes, keep_gaps)
+
+
+def folder_of(reading: Reading) -> Folder:
+    """The folder for texts under a reading."""
+    return folder(reading.ansi_quotes, reading.no_backslash_escapes, reading.ignore_space)
 
 
 def unfold(folded: bytes) -> tuple[bytes, bytes]:
@@ -155,7 +167,7 @@ def unfold(folded: bytes) -> tuple[bytes, bytes]:
 
 def fingerprint(sql: bytes, reading: Reading = DEFAULT_READING) -> bytes | None:
     """What a person is shown for all statements of one fold: single spaces, one `?` per literal."""
-    folded = folder(reading.ansi_quotes, reading.no_backslash_escapes).fold(sql)
+    folded = folder_of(reading).fold(sql)
     if folded is None:
         return None
-    return b" ".join(folded.partition(b"\0")[0].replace(b"??", b"?").split())
+    return b" ".join(folded.partition(b"\0")[0].replace(b"??", b"?").replace(EMPTY_COMMENT, b" ").split())

@@ -127,6 +127,7 @@ _HEADS: Final[dict[tuple[str, ...], SqlOperation]] = {
         _session("get diagnostics", "stores diagnostics in variables", PinCause.USER_VARIABLE), last_connection=True
     ),
     ("XA",): SqlOperation(Kind.TRANSACTION, "xa", "is a distributed transaction", pin=PinCause.XA),
+    ("XA", "RECOVER"): SqlOperation(Kind.TRANSACTION, "xa", "lists the distributed transactions of one server"),
     ("SIGNAL",): _writes("signal", "raises a condition"),
     ("RESIGNAL",): _writes("resignal", "raises a condition"),
 }
@@ -360,6 +361,28 @@ def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | Non
     )
 
 
+_WITH_EXPRESSIONS: Final = frozenset(["LOAD", "KILL", "PURGE", "SIGNAL", "RESIGNAL"])
+
+
+def _with_expressions(operation: SqlOperation, tokens: Sequence[Token], reading: Reading) -> SqlOperation:
+    """What the expressions of LOAD DATA (... SET a = f(@b)), KILL and their kin leave behind on their connection."""
+    load = tokens[0].word == "LOAD"
+    sets = [index for index, token in enumerate(tokens) if token.word == "SET"]  # CHARACTER SET may come first
+    start = (sets[-1] if sets else len(tokens)) if load else 1
+    facts = scan(tokens[start:], reading)
+    pin = facts.pin
+    variables = {token.text for token in tokens if token.kind is TokenKind.USER_VARIABLE}
+    if pin is None and load and variables:
+        pin = PinCause.USER_VARIABLE  # LOAD DATA ... (a, @b): the last row's value stays in @b
+    return replace(
+        operation,
+        pin=pin,
+        functions=frozenset(facts.functions),
+        user_variables=frozenset(variables),
+        last_connection=facts.last_connection,
+    )
+
+
 def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
     """What a statement is that is no query, data change, SET, SHOW or EXPLAIN."""
     words = tuple(token.word or token.text if token.kind is not TokenKind.NAME else "" for token in tokens)
@@ -389,5 +412,7 @@ def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperat
         if found is not None:
             if head in ("CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE") and length == 1:
                 return _schema_change(words, tokens, reading)
+            if head in _WITH_EXPRESSIONS and found.transaction is TransactionEffect.NONE:
+                return _with_expressions(found, tokens, reading)
             return found
     return unproven(tokens, f"is a statement that is not known ({head.lower()})")

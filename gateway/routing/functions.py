@@ -88,7 +88,7 @@ _MARIADB: Final = words(
     json_detailed json_exists json_loose json_query lengthb linefromtext linefromwkb linestringfromtext
     linestringfromwkb median mlinefromtext mlinefromwkb mpointfromtext mpointfromwkb mpolyfromtext mpolyfromwkb
     multilinestringfromtext multilinestringfromwkb multipointfromtext multipointfromwkb multipolygonfromtext
-    multipolygonfromwkb numgeometries numinteriorrings numpoints nvl nvl2 old_password overlaps password
+    multipolygonfromwkb numgeometries numinteriorrings numpoints nvl nvl2 rownum old_password overlaps password
     percentile_cont percentile_disc pointfromtext pointfromwkb pointn pointonsurface polyfromtext polyfromwkb
     polygonfromtext polygonfromwkb srid st_boundary st_isring st_pointonsurface st_relate startpoint sys_guid
     to_char touches within x y ifnull des_decrypt des_encrypt
@@ -105,7 +105,7 @@ _MARIADB_SINCE: Final = {
     "format_pico_time": (11, 0),
 }  # fmt: skip
 
-SPACE_SENSITIVE: Final = words(
+_SPACE_SENSITIVE: Final = words(
     """
     adddate bit_and bit_or bit_xor cast count curdate curtime date_add date_sub extract group_concat max mid min now
     position session_user std stddev stddev_pop stddev_samp subdate substr substring sum sysdate system_user trim
@@ -115,6 +115,22 @@ SPACE_SENSITIVE: Final = words(
 """Names that are built-ins only if the parenthesis follows at once, unless IGNORE_SPACE is on (manual: Function Name
 Parsing and Resolution); `count (x)` calls a stored function called count."""
 
+_SPACE_SENSITIVE_MARIADB: Final = words(
+    """
+    cume_dist dense_rank first_value lag last_value lead median nth_value ntile percent_rank percentile_cont
+    percentile_disc rank row_number
+    """
+)
+"""The same for MariaDB only (tried: `SELECT rank (1)` calls a stored function); MySQL reserves these words."""
+
+_SHAPES_MARIADB: Final = {
+    "point": 2,
+    **dict.fromkeys(
+        ["geometrycollection", "linestring", "multilinestring", "multipoint", "multipolygon", "polygon"], 1
+    ),
+}
+"""Built-ins of MariaDB that are stored functions with fewer arguments than these (tried: `POINT(1)` calls one)."""
+
 LAST_CONNECTION: Final = frozenset(["last_insert_id", "row_count", "found_rows"])
 """What only the connection of the statement before knows."""
 
@@ -123,35 +139,53 @@ RELEASE_LOCK: Final = frozenset(["release_lock", "release_all_locks"])
 SEQUENCE: Final = frozenset(["nextval", "setval"])
 """MariaDB's sequences: they write."""
 
-PRIMARY: Final = {
+_OWN_REPLICATION: Final = "asks about one server's own replication"
+_PRIMARY_BOTH: Final = {
     **dict.fromkeys(["is_free_lock", "is_used_lock"], "asks about named locks, which live on one server"),
-    "lastval": "asks the connection for its last sequence value",
     "uuid_short": "makes an id from the server's own number",
-    **dict.fromkeys(
-        ["master_pos_wait", "source_pos_wait", "master_gtid_wait", "wait_for_executed_gtid_set",
-         "wait_until_sql_thread_after_gtids", "binlog_gtid_pos"],
-        "asks about one server's own replication",
-    ),
-    **dict.fromkeys(["wsrep_last_seen_gtid", "wsrep_last_written_gtid", "wsrep_sync_wait_upto_gtid"],
-                    "asks about one server's own replication"),
+    "master_pos_wait": _OWN_REPLICATION,
     "load_file": "reads a file of the server",
     "connection_id": "is the number of one connection",
+}
+_PRIMARY_MYSQL: Final = {
+    **dict.fromkeys(["source_pos_wait", "wait_for_executed_gtid_set"], _OWN_REPLICATION),
     **dict.fromkeys(["ps_current_thread_id", "ps_thread_id"], "asks about a thread of one server"),
+}
+_PRIMARY_MARIADB: Final = {
+    "lastval": "asks the connection for its last sequence value",
+    **dict.fromkeys(
+        ["master_gtid_wait", "binlog_gtid_pos", "wsrep_last_seen_gtid", "wsrep_last_written_gtid",
+         "wsrep_sync_wait_upto_gtid"],
+        _OWN_REPLICATION,
+    ),
 }  # fmt: skip
-"""Functions without side effects whose answer is the primary's, and why (the end of a sentence)."""
+PRIMARY: Final = {**_PRIMARY_BOTH, **_PRIMARY_MYSQL, **_PRIMARY_MARIADB}
+"""Functions without side effects whose answer is the primary's, and why (the end of a sentence). Which of them are
+built in is a matter of the server: see `read_functions`."""
 
 PAREN_WORDS: Final = words(
     """
-    ALL AGAINST AND ANY AS BETWEEN BINARY BY CASE CHAR CHARACTER COLUMNS CUBE DATETIME DATE DECIMAL DEC DISTINCT
+    ALL AND ANY AS BETWEEN BINARY BY CASE CHAR CHARACTER CUBE DATETIME DATE DECIMAL DEC DISTINCT
     DISTINCTROW DIV DOUBLE ELSE EXCEPT EXISTS FLOAT FROM GROUP HAVING IN INDEX INTERSECT INTERVAL IS JOIN KEY LIKE
-    LIMIT MATCH MOD NCHAR NOT NUMERIC OF OFFSET ON OR ORDER OVER PARTITION RANGE REAL REGEXP RLIKE ROW ROWS SELECT
+    LIMIT MATCH MOD NCHAR NOT NUMERIC OFFSET ON OR ORDER OVER PARTITION RANGE REAL REGEXP RLIKE ROW ROWS SELECT
     SIGNED SOME STRAIGHT_JOIN THEN TIME TIMESTAMP UNION UNSIGNED USING VALUE VALUES VARBINARY VARCHAR WHEN WHERE XOR
     YEAR ESCAPE DEFAULT RECURSIVE
     """
 )
 """Keywords after which a parenthesis opens that is no call of a stored function. The grammars read an unquoted call of
-one only where a word is no keyword at all, so these are safe on both servers (tried on MariaDB 10.11 and MySQL 9.7:
-`SELECT word(1)` must not answer 1305)."""
+one only where a word is no keyword at all, so these are safe on both servers (tried on MariaDB 10.11 and MySQL 9.7 with
+a stored function of each name)."""
+
+MYSQL_PAREN_WORDS: Final = frozenset(["AGAINST", "COLUMNS", "LATERAL", "OF"])
+"""The same for MySQL only."""
+
+AFTER_OPERAND: Final = frozenset(["AGAINST", "COLUMNS"])
+"""MATCH (a) AGAINST (...), JSON_TABLE(a, '$' COLUMNS (...)): keywords that MariaDB lets be names of stored functions.
+Right after a parenthesis or a literal no expression can begin, so that there they are keywords."""
+
+
+_UNTIL_MYSQL: Final = dict.fromkeys(["md5", "sha", "sha1"], (9, 6))
+"""MySQL 9.6 took these out of the server into a component (tried on 9.7): there the name may be a stored function's."""
 
 
 @lru_cache(maxsize=64)
@@ -165,4 +199,18 @@ def read_functions(mariadb: bool, version: tuple[int, int]) -> frozenset[str]:
             names.add(name)
         else:
             names.discard(name)
-    return frozenset(names | LAST_CONNECTION | PRIMARY.keys())
+    if not mariadb:
+        names -= {name for name, gone in _UNTIL_MYSQL.items() if oldest >= gone}
+    own = _PRIMARY_MARIADB if mariadb else _PRIMARY_MYSQL
+    return frozenset(names | LAST_CONNECTION | _PRIMARY_BOTH.keys() | own.keys())
+
+
+@lru_cache(maxsize=2)
+def space_sensitive(mariadb: bool) -> frozenset[str]:
+    """The names that are built-ins only if no space stands before the parenthesis, lower case."""
+    return _SPACE_SENSITIVE | _SPACE_SENSITIVE_MARIADB if mariadb else _SPACE_SENSITIVE
+
+
+def fewest_arguments(name: str, mariadb: bool) -> int:
+    """With fewer arguments than this a call of the built-in `name` calls a stored function instead."""
+    return _SHAPES_MARIADB.get(name, 0) if mariadb else 0

@@ -15,9 +15,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from gateway.routing.fingerprint import DEFAULT_READING, Reading, fingerprint, folder, unfold
+from gateway.routing.fingerprint import (
+    DEFAULT_READING,
+    EMPTY_COMMENT,
+    HINT_HEAD,
+    Reading,
+    fingerprint,
+    folder_of,
+    unfold,
+)
 from gateway.routing.first_words import classify_first_words, unproven
-from gateway.routing.functions import PAREN_WORDS, read_functions
+from gateway.routing.functions import PAREN_WORDS, read_functions, space_sensitive
 from gateway.routing.operation import NO_HINT, Column, Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.sql_asks import asks_for_thread_id
 from gateway.routing.sql_cache import Cache
@@ -88,7 +96,7 @@ class Classifier:
             self._caches[reading] = caches
         self._reading = reading
         self._exact, self._plans = caches
-        self._fold = folder(reading.ansi_quotes, reading.no_backslash_escapes).fold
+        self._fold = folder_of(reading).fold
 
     def clear(self) -> None:
         """Forget everything, as after a change of the catalogue."""
@@ -116,7 +124,7 @@ class Classifier:
         """A server refused as a write what was proven to be a read: nothing with its fold is a read from now on."""
         operation = self.classify(sql, reading)
         folded = self._fold(sql)
-        if operation.kind is not Kind.READ or folded is None:
+        if operation.kind is not Kind.READ or folded is None or len(folded) > FOLD_KEY_BYTES:
             return
         if len(self._learned) >= LEARNED_ENTRIES:
             self._learned.clear()  # a fence that is hit this often is the server's; learning again costs one retry
@@ -156,8 +164,8 @@ def long_change_head(sql: bytes) -> bytes | None:
     """The head of a long INSERT or REPLACE of plain rows, made a whole statement; None for anything else.
 
     A 100-row INSERT takes 40 us to fold and its rows are nothing but literals. That they are is seen without reading
-    them: every parenthesis follows a comma, so nothing is called; without @, semicolon and asterisk there is no user
-    variable, further statement or hint.
+    them: every parenthesis follows a row, so nothing is called or queried; without @, semicolon and asterisk there is
+    no user variable, further statement or hint.
     """
     start = sql[:HEAD_BYTES]
     if start[:6].upper() not in (b"INSERT", b"REPLAC"):
@@ -165,6 +173,9 @@ def long_change_head(sql: bytes) -> bytes | None:
     values = start.upper().find(b"VALUES")
     if (
         values < 0
+        or start[values - 1 : values].isalnum()
+        or start[values - 1] in b"_$"
+        or start[values - 1] >= 0x80
         or b"'" in start[:values]
         or b'"' in start[:values]
         or b"--" in start[:values]
@@ -174,8 +185,10 @@ def long_change_head(sql: bytes) -> bytes | None:
     first = sql.find(b"(", values)
     if first < 0 or sql[values + 6 : first].strip() or b"@" in sql or b";" in sql or b"*" in sql:
         return None
+    if not sql.rstrip().endswith(b")") or b"--" in sql or b"#" in sql:
+        return None  # more may follow than rows: ON DUPLICATE KEY UPDATE, RETURNING
     rows = sql.count(b"(", first + 1)
-    if all(sql.count(separator, first) != rows for separator in (b",(", b", (", b",\n(")):
+    if all(sql.count(separator, first) != rows for separator in (b"),(", b"), (", b"),\n(")):
         return None
     return start[:values] + b"VALUES (1)"
 
@@ -225,8 +238,10 @@ def _odd(lexed: Lexed) -> SqlOperation:
 
 def _classify_long(sql: bytes, reading: Reading, parse_limit: int) -> SqlOperation:
     """A text too long to be split into tokens: its fold is read instead, in which every literal is a placeholder."""
-    folded = folder(reading.ansi_quotes, reading.no_backslash_escapes).fold(sql)
+    folded = folder_of(reading).fold(sql)
     text, hints = unfold(folded) if folded is not None else (b"", b"")
+    if folded is not None and b"\0" in folded and (b"\0" in hints or not HINT_HEAD.match(hints)):
+        text = b""  # a NUL outside of strings and comments, where servers end, or not
     if not text or len(text) > LEX_BYTES or (reading.unsafe_charset and not sql.isascii()):
         return _classify_head(sql[:HEAD_BYTES], text, reading)
     lexed = lex(text, reading)
@@ -240,13 +255,24 @@ def _classify_long(sql: bytes, reading: Reading, parse_limit: int) -> SqlOperati
     return _only_primary(operation, reading)
 
 
+_SPACE_SENSITIVE_ANYWHERE: Final = space_sensitive(mariadb=True)
 _LAST_WORD: Final = re.compile(rb"[.`\"]?[A-Za-z0-9_$\x80-\xff]*+[`\"?]?\Z")
 
 
 def _called(text: bytes) -> set[str]:
-    """What stands before the parentheses of a fold, lower case, with a dot or quote that touches it."""
-    before = {piece.rstrip()[-66:] for piece in text.split(b"(")[:-1]}  # names have 64 characters
-    return {match.group().decode("latin-1").lower() for piece in before if (match := _LAST_WORD.search(piece))}
+    """What stands before the parentheses of a fold, lower case, with a dot, quote or space that touches it.
+
+    Of spaces one is left only after names that are built-ins without it.
+    """
+    # Names have 64 characters.
+    before = {(piece.rstrip()[-66:], piece[-1:].isspace()) for piece in text.split(b"(")[:-1]}
+    called = set()
+    for piece, space in before:
+        match = _LAST_WORD.search(piece)
+        assert match is not None  # it matches nothing, too
+        name = match.group().decode("latin-1").lower()
+        called.add(name + " " if space and name in _SPACE_SENSITIVE_ANYWHERE else name)
+    return called
 
 
 def _classify_head(head: bytes, text: bytes, reading: Reading) -> SqlOperation:
@@ -258,7 +284,11 @@ def _classify_head(head: bytes, text: bytes, reading: Reading) -> SqlOperation:
     change = word in CHANGE_WORDS
     if change:
         operation = replace(operation, kind=Kind.WRITE)
-    if (change or word in QUERY_WORDS) and text and not any(mark in text for mark in (b":=", b";", b"@")):
+    if (
+        (change or word in QUERY_WORDS)
+        and text
+        and not any(mark in text for mark in (b":=", b";", b"@", EMPTY_COMMENT))
+    ):
         harmless = read_functions(reading.mariadb, reading.version) | {word.lower() for word in PAREN_WORDS} | {""}
         if _called(text) <= harmless and (change or b"INTO" not in text.upper()):
             operation = replace(operation, pin=None)

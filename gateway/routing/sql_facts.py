@@ -16,7 +16,7 @@ from gateway.routing import functions
 from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import words
 from gateway.routing.operation import PinCause
-from gateway.routing.sql_tokens import Token, TokenKind
+from gateway.routing.sql_tokens import SPACE, Token, TokenKind
 
 NILADIC: Final = words(
     """
@@ -33,10 +33,15 @@ PRIMARY_VARIABLES: Final = {
     "tx_read_only": "the gateway sets it on replica connections itself",
     "pseudo_thread_id": "is the number of one connection",
     "insert_id": "is the state of one connection",
+    **dict.fromkeys(["read_only", "super_read_only", "innodb_read_only"], "says whether one server may be written to"),
 }
 
 
-_INSERT_WORDS: Final = frozenset(["INTO", "INSERT", "REPLACE", "IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED"])
+_INSERT_VERBS: Final = frozenset(["INSERT", "REPLACE"])
+_INSERT_MODIFIERS: Final = frozenset(["INTO", "IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED"])
+
+
+_ALONE: Final = 4  # tokens of SELECT RELEASE_ALL_LOCKS()
 
 
 @dataclass(slots=True)
@@ -76,14 +81,49 @@ def _column_list(tokens: Sequence[Token], name: int, paren: int) -> bool:
         if token.word not in (",", ".") and token.kind not in (TokenKind.WORD, TokenKind.NAME):
             return False
     after = [token.word for token in tokens[close + 1 : close + 3]]
-    if after == ["AS", "("]:
-        return True  # WITH name (columns) AS (
     while name >= 2 and tokens[name - 1].word == ".":
         name -= 2
     before = tokens[name - 1].word if name else ""
+    if after == ["AS", "("] and before in ("WITH", "RECURSIVE", ","):
+        return True  # WITH name (columns) AS (
     if before == "AS" and name >= 2:
         before = tokens[name - 2].word
-    return before == ")" or before in _INSERT_WORDS
+    if before == ")":
+        return True  # FROM (SELECT ...) AS name (columns)
+    # INSERT [modifiers] [INTO] name (columns); SELECT HIGH_PRIORITY name(column) is a call.
+    place = name - 1
+    while place > 0 and tokens[place].word in _INSERT_MODIFIERS:
+        place -= 1
+    return place >= 0 and tokens[place].word in _INSERT_VERBS
+
+
+def _arguments(tokens: Sequence[Token], paren: int) -> int:
+    """How many arguments the parenthesis at `paren` holds."""
+    depth = 0
+    commas = 0
+    for index in range(paren, len(tokens)):
+        word = tokens[index].word
+        depth += (word == "(") - (word == ")")
+        commas += word == "," and depth == 1
+        if depth == 0:
+            return commas + 1 if index > paren + 1 else 0
+    return 0
+
+
+def _called_as_stored(tokens: Sequence[Token], paren: int, name: str, reading: Reading) -> str | None:
+    """Why this call of a built-in's name calls a stored function of that name; None if it does not."""
+    space = tokens[paren].space
+    if space and name in functions.space_sensitive(reading.mariadb) and not (reading.ignore_space and space is SPACE):
+        return f"calls {name} with a space before the parenthesis, which makes it a stored function"
+    fewest = functions.fewest_arguments(name, reading.mariadb)
+    if fewest and _arguments(tokens, paren) < fewest:
+        return f"calls {name} with less than {fewest} arguments, which makes it a stored function"
+    return None
+
+
+def _ends_operand(token: Token) -> bool:
+    """Whether no expression can begin right after this token."""
+    return token.word == ")" or token.kind in (TokenKind.STRING, TokenKind.PLACEHOLDER, TokenKind.USER_VARIABLE)
 
 
 def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
@@ -136,13 +176,18 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
     name = callee.text.lower()
     dotted = paren >= 2 and tokens[paren - 2].word == "."
     plain = callee.kind is TokenKind.WORD and not dotted
-    if plain and (callee.word in functions.PAREN_WORDS or (callee.word == "LATERAL" and not reading.mariadb)):
+    keyword = callee.word in functions.PAREN_WORDS or (
+        callee.word in functions.MYSQL_PAREN_WORDS and not reading.mariadb
+    )
+    if plain and keyword:
         if name in known:
             facts.functions.add(name)
         return
-    if plain and name in functions.SPACE_SENSITIVE and tokens[paren].space and not reading.ignore_space:
+    if plain and callee.word in functions.AFTER_OPERAND and paren >= 2 and _ends_operand(tokens[paren - 2]):
+        return
+    if plain and (stored := _called_as_stored(tokens, paren, name, reading)) is not None:
         facts.functions.add(name)
-        facts.unknown = f"calls {name} with a space before the parenthesis, which makes it a stored function"
+        facts.unknown = stored
         facts.pin = PinCause.PROCEDURE
         return
     if plain and name in known:
@@ -165,8 +210,8 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
     if plain and name in functions.RELEASE_LOCK:
         facts.functions.add(name)
         facts.session = f"gives back named locks ({name})"
-        if name == "release_all_locks":
-            facts.unpin = PinCause.NAMED_LOCK
+        if name == "release_all_locks" and len(tokens) == _ALONE and paren == _ALONE - 2:
+            facts.unpin = PinCause.NAMED_LOCK  # in a larger statement it may never be called, or another lock be taken
         return
     if plain and name in functions.SEQUENCE and reading.mariadb:
         facts.functions.add(name)

@@ -13,7 +13,7 @@ from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import read_functions, words
 from gateway.routing.operation import Column, Kind, PinCause, SqlOperation, Table
 from gateway.routing.sql_facts import Facts, scan
-from gateway.routing.sql_tokens import Token, TokenKind, canonical
+from gateway.routing.sql_tokens import SPACE, Token, TokenKind, canonical
 from gateway.routing.sql_tree import Touched, UnprovenError, parse, prove_read, touched
 
 QUERY_WORDS: Final = frozenset(["SELECT", "WITH", "VALUES", "TABLE", "("])
@@ -43,6 +43,15 @@ _SCHEMA_TABLES: Final = words(
 
 _SERVER_SCHEMAS: Final = frozenset(["performance_schema", "sys"])
 _CONNECTION_TABLES: Final = frozenset(["PROFILING", "OPTIMIZER_TRACE", "USER_VARIABLES"])
+_MYSQL_TABLES_OF_ONE_SERVER: Final = words(
+    """
+    GENERAL_LOG SLOW_LOG GTID_EXECUTED GTID_SLAVE_POS INNODB_INDEX_STATS INNODB_TABLE_STATS SLAVE_MASTER_INFO
+    SLAVE_RELAY_LOG_INFO SLAVE_WORKER_INFO REPLICATION_ASYNCHRONOUS_CONNECTION_FAILOVER
+    REPLICATION_ASYNCHRONOUS_CONNECTION_FAILOVER_MANAGED REPLICATION_GROUP_CONFIGURATION_VERSION
+    REPLICATION_GROUP_MEMBER_ACTIONS SERVER_COST ENGINE_COST COLUMN_STATS INDEX_STATS TABLE_STATS
+    """
+)
+"""Tables of the schema mysql that are not replicated."""
 
 
 def _look(facts: Facts, tokens: Sequence[Token]) -> str:
@@ -98,7 +107,7 @@ def _rows_as_row(tokens: Sequence[Token]) -> list[Token]:
     depth = 0
     for token in tokens:
         if token.word == "(" and depth == 0 and kept[-1].word in ("VALUES", ","):
-            kept.append(Token(TokenKind.WORD, "ROW", "ROW", True))
+            kept.append(Token(TokenKind.WORD, "ROW", "ROW", SPACE))
         depth += (token.word == "(") - (token.word == ")")
         kept.append(token)
     return kept
@@ -140,6 +149,8 @@ def _asks_server(facts: Facts, tables: Sequence[Table]) -> None:
         name = table.name.upper()
         if database in _SERVER_SCHEMAS:
             facts.primary = f"reads {database}, which is about one server"
+        elif database == "mysql" and name in _MYSQL_TABLES_OF_ONE_SERVER:
+            facts.primary = f"reads mysql.{name.lower()}, which is about one server"
         elif (database == "information_schema" and name not in _SCHEMA_TABLES) or (
             not database and name == "PROCESSLIST"
         ):

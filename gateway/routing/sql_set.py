@@ -38,6 +38,9 @@ ISOLATION_VARIABLES: Final = frozenset(["transaction_isolation", "tx_isolation"]
 ONE_SHOT_VARIABLES: Final = ISOLATION_VARIABLES | {"transaction_read_only", "tx_read_only"}
 """`SET @@name = ...` without a scope sets these for the next transaction only (manual: SET TRANSACTION)."""
 
+READING_VARIABLES: Final = frozenset(["sql_mode", "character_set_client"])
+"""What decides how the texts that follow are read: the gateway must know the value, not only replay it."""
+
 _LEVELS: Final = {
     ("READ", "UNCOMMITTED"): "'READ-UNCOMMITTED'",
     ("READ", "COMMITTED"): "'READ-COMMITTED'",
@@ -93,6 +96,11 @@ def _literal(tokens: Sequence[Token], *, words: bool) -> str | None:
     return None
 
 
+def _plain(token: Token) -> bool:
+    """Whether a value is what it looks like: no number (`SET sql_mode = 4` is ANSI_QUOTES), no escapes (`'A\\NSI'`)."""
+    return token.kind is TokenKind.WORD or (token.kind is TokenKind.STRING and "\\" not in token.text)
+
+
 def _names(found: _Found, name: str, tokens: Sequence[Token]) -> None:
     """SET NAMES value [COLLATE value], SET CHARACTER SET value."""
     if name == "character set":
@@ -103,7 +111,7 @@ def _names(found: _Found, name: str, tokens: Sequence[Token]) -> None:
             values.append("COLLATE")
             continue
         value = _literal([token], words=True) if index in (0, 2) else None
-        if value is None or value in ("NULL", "TRUE", "FALSE") or token.kind is TokenKind.NUMBER:
+        if value is None or value in ("NULL", "TRUE", "FALSE") or not _plain(token):
             return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no plain name")
         values.append(value)
     if len(values) not in (1, 3):
@@ -134,6 +142,10 @@ def _system(found: _Found, name: str, value: Sequence[Token]) -> None:
     literal = _literal(value, words=True)
     if literal is None:
         return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no literal")
+    if name in READING_VARIABLES and not _plain(value[-1]):
+        return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no plain name")
+    if name == "sql_auto_is_null" and literal.strip("'\"").upper() not in ("0", "OFF", "FALSE"):
+        return found.pinned(PinCause.SESSION_VARIABLE, "makes IS NULL ask for the connection's last insert id")
     if name in ISOLATION_VARIABLES:
         name = "transaction_isolation"
         literal = f"'{literal}'" if literal[0] not in "'\"" and not literal[0].isdigit() else literal

@@ -46,11 +46,24 @@ class TokenKind(IntEnum):
 _WORD: Final = TokenKind.WORD  # looking a member up on its enum costs more than the rest of a common token
 
 
+class Gap(IntEnum):
+    """What stands between a token and the one before it."""
+
+    NOTHING = 0
+    SPACE = 1
+    COMMENT = 2  # at least one: IGNORE_SPACE does not look past it (tried)
+
+
+NOTHING: Final = Gap.NOTHING
+SPACE: Final = Gap.SPACE
+COMMENT: Final = Gap.COMMENT
+
+
 class Token(NamedTuple):
     kind: TokenKind
     word: str  # upper case of a WORD, the character of a SIGN, else ""
     text: str  # a name without its quotes, a literal as it stands
-    space: bool  # whether a space or comment stands before it
+    space: Gap  # what stands before it
 
 
 class Lexed(NamedTuple):
@@ -111,7 +124,7 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
     executable = 0
     inside = False  # in an executable comment that is taken in
     odd: str | None = None
-    space = False
+    space = NOTHING
     after_dot = False
     position, end = 0, len(sql)
     if reading.unsafe_charset and not sql.isascii():
@@ -122,27 +135,30 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
         group = match.lastgroup
         raw = match.group()
         position = match.end()
-        if group == "space" or group == "line":
-            space = True
+        if group == "space":
+            space = space or SPACE
+            continue
+        if group == "line":
+            space = COMMENT
             continue
         if group == "word" and len(raw) == 1 and raw in b"xXbB" and sql[position : position + 1] == b"'":
             odd = odd or "a hexadecimal or binary literal with other characters"
         if group == "word" and not after_dot and raw.isascii() and raw[0] != 0x5F:
             text = raw.decode()
             tokens.append(Token(_WORD, text.upper(), text, space))
-            space = False
+            space = NOTHING
             continue
         if group == "block":
             if inside:
                 odd = odd or "a comment inside an executable comment"
             if HINT_HEAD.match(raw):
                 hints.append(_decode(raw[2:-2].partition(b":")[2]).strip())
-            space = True
+            space = COMMENT
             continue
         if group == "executable":
             taken = include >> executable & 1
             executable += 1
-            space = True
+            space = COMMENT
             if inside:
                 odd = odd or "an executable comment inside another"
             version = _VERSION.match(sql, match.start())
@@ -164,11 +180,11 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
         if group == "end":
             if inside:
                 inside = False
-                space = True
+                space = COMMENT
                 continue
             tokens.append(Token(TokenKind.SIGN, "*", "*", space))
-            tokens.append(Token(TokenKind.SIGN, "/", "/", False))
-            space = after_dot = False
+            tokens.append(Token(TokenKind.SIGN, "/", "/", NOTHING))
+            space, after_dot = NOTHING, False
             continue
         token: Token
         named = bool(tokens) and not space and tokens[-1].kind in (TokenKind.WORD, TokenKind.NAME)
@@ -229,7 +245,7 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
                 if tokens:
                     statements.append(tuple(tokens))
                     tokens = []
-                space = after_dot = False
+                space, after_dot = NOTHING, False
                 continue
             kind = TokenKind.PLACEHOLDER if raw == b"?" else TokenKind.SIGN
             token = Token(kind, chr(raw[0]), chr(raw[0]), space)
@@ -248,7 +264,7 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
             break
         tokens.append(token)
         after_dot = named and token.word == "."
-        space = False
+        space = NOTHING
     if inside:
         odd = odd or "an executable comment without an end"
     if tokens:

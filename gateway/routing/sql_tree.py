@@ -44,7 +44,7 @@ _NODES: Final[tuple[type[exp.Expr], ...]] = (
     exp.Introducer, exp.National, exp.HexString, exp.BitString, exp.JSONKeyValue, exp.OnCondition, exp.Unary,
     exp.Connector, exp.Predicate, exp.IgnoreNulls, exp.RespectNulls, exp.WithinGroup, exp.Aliases, exp.Filter,
     exp.CharacterSet, exp.Dot, exp.FormatJson, exp.IntervalSpan,
-    exp.JSONValue,
+    exp.JSONValue, exp.Version, exp.Fetch, exp.LimitOptions,
 )  # fmt: skip
 
 _BINARY: Final[tuple[type[exp.Expr], ...]] = (
