@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 BENCH ?=
+SUITES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench servers
+.PHONY: help demo test check bench suites servers
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,6 +27,10 @@ check: $(VENV)/installed ## ruff, the formatter, mypy and the fast tests
 
 bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH="--quick" and other options)
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
+
+suites: $(VENV)/installed servers ## run other people's test suites, directly and through the gateway (SUITES="--suite django")
+	@$(PYTHON) scripts/set_up.py suites
+	$(VENV)/bin/python tests/suites/run_suites.py $(SUITES)
 
 servers: ## get the servers that the tests start, from Debian's packages
 	@$(PYTHON) scripts/set_up.py servers

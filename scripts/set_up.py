@@ -2,6 +2,7 @@
 
     python3 scripts/set_up.py demo       what `gateway demo` starts
     python3 scripts/set_up.py servers    everything, with MySQL 9, MySQL Router and the newest memcached
+    python3 scripts/set_up.py suites     what other people's test suites need besides: compilers and Node.js
     python3 scripts/set_up.py python     what a virtual environment needs
 
 What is there is left alone. Nothing is started: packages without a service are taken where there is a choice, and
@@ -44,6 +45,8 @@ SERVER_PACKAGES = (
 )
 UNPACKING_PACKAGES = ("debootstrap", "debian-archive-keyring", "gpgv", "wget", "ca-certificates", "xz-utils", "mount")
 PYTHON_PACKAGES = ("python3-venv",)
+SUITE_PACKAGES = ("libmariadb-dev", "gcc", "pkg-config", "python3-dev", "git")
+NODE_PACKAGES = ("nodejs", "npm")
 
 UNSTABLE_PACKAGES = ("mysql-server-core", "mysql-client-core", "mysql-router", "memcached")
 UNSTABLE_PROGRAMS = ("usr/sbin/mysqld", "usr/bin/mysql", "usr/bin/mysqlrouter", "usr/bin/memcached")
@@ -234,11 +237,15 @@ def main(what: str) -> int:
         elif what == "servers":
             install(SERVER_PACKAGES)
             unpack_unstable()
+        elif what == "suites":
+            install(SUITE_PACKAGES)
+            if shutil.which("npm") is None:  # Node.js is often here from elsewhere, and brings npm
+                install(NODE_PACKAGES)
         elif what == "python":
             if not has_venv():
                 install(PYTHON_PACKAGES)
         else:
-            raise SetUpError(f"nothing is called {what!r}: demo, servers or python")
+            raise SetUpError(f"nothing is called {what!r}: demo, servers, suites or python")
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1

@@ -47,6 +47,7 @@ class ServerIdentity:
     """What a server says of itself once per connection. `collations` maps ids to (charset, collation)."""
 
     version: str
+    greets_as: str  # the version in its greeting: MariaDB 10 puts 5.5.5- before it, and drivers look for that
     mariadb: bool
     server_id: int
     server_uuid: str
@@ -272,6 +273,7 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
     shown, server_id, server_uuid, sql_mode, charset = texts(own)[0]
     return ServerIdentity(
         version=shown,
+        greets_as=greeting.server_version,
         mariadb=mariadb,
         server_id=int(server_id),
         server_uuid=server_uuid,

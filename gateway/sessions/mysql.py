@@ -131,7 +131,7 @@ class MysqlSession:
         if command != _QUERY:
             if command == _PING:
                 self.endpoint.write(answers.ok(1, status=self.kept.status))
-                self.endpoint.deadline = self.service.lane.now + self.service.config.idle_timeout
+                self.endpoint.deadline = self.service.lane.now + self.kept.idle_timeout
                 return True
             return False
         service = self.service
@@ -337,7 +337,7 @@ class MysqlSession:
             self.held = None
             member.pool.give_back(connection)
         if not self._stalled:
-            self.endpoint.deadline = self.service.lane.now + self.service.config.idle_timeout
+            self.endpoint.deadline = self.service.lane.now + self.kept.idle_timeout
         if self.finished is not None:
             self.finish_for_task(None)
         elif self._backlog or self._closing:
@@ -482,7 +482,7 @@ class MysqlSession:
 
     def drained(self) -> None:
         self._stalled = False
-        self.endpoint.deadline = trio.current_time() + self.service.config.idle_timeout
+        self.endpoint.deadline = trio.current_time() + self.kept.idle_timeout
         if self.connection is not None:
             self.connection.endpoint.resume_reading()
         self._resume()

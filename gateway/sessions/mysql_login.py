@@ -54,7 +54,7 @@ class Entrance:
         settings = self._service.config.tls
         handshake = ServerHandshake(
             connection_id=id_,
-            server_version=identity.version,
+            server_version=identity.greets_as,
             capabilities=offered(
                 self._topology.capabilities,
                 mariadb=identity.mariadb,

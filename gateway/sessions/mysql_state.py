@@ -115,6 +115,7 @@ class SessionState:
     __slots__ = (
         "_capabilities",
         "_service",
+        "idle_timeout",
         "pins",
         "reading",
         "state",
@@ -128,6 +129,7 @@ class SessionState:
         self.state = state_of(login.database, login.collation)
         self.reading = service.reading(self.state, 0, login.capabilities)
         self.status = AUTOCOMMIT
+        self.idle_timeout = service.config.idle_timeout  # seconds that the client may say nothing
         self.pins: dict[PinCause, Pin] = {}
         self.statements = 0  # prepared and not closed
 
@@ -138,6 +140,7 @@ class SessionState:
         self.state = state_of(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
         self.reading = self._service.reading(self.state, 0, self._capabilities)
         self.status = AUTOCOMMIT
+        self.idle_timeout = self._service.config.idle_timeout
 
     def stays_at_primary(self) -> str | None:
         """Why the session itself keeps even proven reads at the primary, in words."""
@@ -162,6 +165,7 @@ class SessionState:
         if state is not self.state:
             self.state = state
             self.reading = self._service.reading(state, self.status, self._capabilities)
+            self.idle_timeout = self._idle_timeout()
             if connection.state is not None:
                 connection.brought_to(state)
         elif bool(self.status & _NO_BACKSLASH_ESCAPES) != self.reading.no_backslash_escapes:
@@ -172,6 +176,12 @@ class SessionState:
             self.pins.pop(operation.unpin, None)
         if operation is _STATEMENT_COMMAND:
             self._count_statements(raw[4])
+
+    def _idle_timeout(self) -> float:
+        """The listener's, or less if the client has set `wait_timeout` (seconds): it expects to be cut off then."""
+        longest = self._service.config.idle_timeout
+        chosen = self.state.value_of("wait_timeout") or ""
+        return min(longest, max(1.0, float(chosen))) if chosen.isdecimal() else longest
 
     def follow_database(self, connection: MysqlConnection, database: str) -> None:
         """A text of several statements failed after one that selected a database."""

@@ -105,7 +105,7 @@ class CommandTask:
             command = raw[4]
         if self.session.frozen is not None:
             await self.session.frozen.wait()
-        if command in WITHOUT_REPLY and self.session.held is None:
+        if command in WITHOUT_REPLY and (self.session.held is None or not self.session.kept.statements):
             return  # closes what is gone already; whatever is answered would be taken for another command's reply
         if self.session.rules_version != service.rules_version:
             self.session.policies = service.policies_for(self.session.user, service.client_of(self.session.endpoint))

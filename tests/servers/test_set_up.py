@@ -78,4 +78,4 @@ def test_what_an_interrupted_run_left_is_removed(tmp_path: Path) -> None:
 def test_an_unknown_word_is_an_error_in_one_line() -> None:
     done = subprocess.run([sys.executable, set_up.__file__, "everything"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "set-up: nothing is called 'everything': demo, servers or python\n"
+    assert done.stderr == "set-up: nothing is called 'everything': demo, servers, suites or python\n"
