@@ -202,9 +202,13 @@ class MysqlConnection:
 
     async def ask(self, sql: str) -> list[Row]:
         """The rows that a short question of the gateway's own yields. Raises BackendRefused, OSError."""
+        return (await self.ask_with_kinds(sql))[0]
+
+    async def ask_with_kinds(self, sql: str) -> tuple[list[Row], list[int]]:
+        """The same, and the FIELD_TYPE of each column."""
         question = _Question(self)
         await question.ask([query(sql)])
-        return question.rows
+        return question.rows, question.kinds
 
     async def command(self, raw: bytes) -> None:
         """Sends a command that is answered by OK or EOF. Raises BackendRefused, OSError."""
@@ -282,6 +286,7 @@ class _Question:
         self._finished = trio.Event()
         self._error: Exception | None = None
         self.rows: list[Row] = []
+        self.kinds: list[int] = []
 
     async def ask(self, commands: list[bytes]) -> None:
         """Raises BackendRefused or OSError. A cancelled question closes its connection."""
@@ -306,7 +311,7 @@ class _Question:
     def reply(self, chunk: bytes) -> None:
         self._reader.feed(chunk)
         if self._reader.done:
-            self.rows = self._reader.rows
+            self.rows, self.kinds = self._reader.rows, self._reader.kinds
             refused = self._reader.error
             self._finish(BackendRefused(refused.message, refused.code, refused.sqlstate) if refused else None)
 

@@ -331,7 +331,27 @@ def _do(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
         last_connection=facts.last_connection,
         user_variables=frozenset(facts.user_variables),
         tables_complete=False,
+        by_task="release_lock" in facts.functions,
     )
+
+
+def _handler(tokens: Sequence[Token]) -> SqlOperation | None:
+    """HANDLER table OPEN [[AS] alias] and HANDLER alias CLOSE; None for its reads."""
+    table, index = first_table(tokens, 1)
+    if table is None or index >= len(tokens):
+        return None
+    rest = tokens[index + 1 :]
+    if tokens[index].word == "CLOSE" and not rest:
+        return SqlOperation(
+            Kind.SESSION, "handler", "closes a handler", unpin=PinCause.HANDLER, names=(table.name.lower(),)
+        )
+    if tokens[index].word != "OPEN":
+        return None
+    if rest and rest[0].word == "AS":
+        rest = rest[1:]
+    if len(rest) > 1:
+        return None
+    return replace(_HEADS[("HANDLER",)], names=((rest[0].text if rest else table.name).lower(),))
 
 
 def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | None:
@@ -392,6 +412,8 @@ def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperat
         operation = _use(tokens)
     if operation is None and head == "CHECKSUM":
         operation = _checksum(tokens)
+    if head == "HANDLER":
+        operation = _handler(tokens)
     if head == "KILL":
         operation = _kill(words, tokens)
     if operation is not None:

@@ -448,7 +448,14 @@ def _classify_set(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
         facts.unknown or facts.writes or ("runs a query" if any(token.word == "SELECT" for token in tokens) else None)
     )
     if inner is not None and operation.kind is Kind.SESSION:
-        operation = replace(operation, kind=Kind.UNKNOWN, reason=f"{operation.reason}; {inner}", tables_complete=False)
+        operation = replace(
+            operation,
+            kind=Kind.UNKNOWN,
+            reason=f"{operation.reason}; {inner}",
+            tables_complete=False,
+            read_back=(),
+            by_task=False,
+        )
     return operation
 
 

@@ -10,6 +10,9 @@ import re
 from enum import Enum
 from typing import Final, NamedTuple
 
+from gateway.routing.fingerprint import Reading
+from gateway.routing.sql_tokens import TokenKind, lex
+
 
 class Asked(Enum):
     """A value that the gateway knows of a session. The value is the name that asks for it, without @@ and scope."""
@@ -38,6 +41,8 @@ class Shown(NamedTuple):
     offset: int = 0
     limit: int | None = None
 
+
+_LOCK_TEXT_BYTES: Final = 8192  # longest text in which the names of locks are looked for
 
 _VARIABLES: Final = {
     b"identity": Asked.LAST_INSERT_ID,
@@ -102,6 +107,27 @@ def shown(sql: bytes) -> Shown | None:
         offset=int(first) if second is not None else 0,
         limit=None if limit is None else int(limit),
     )
+
+
+def named_locks(sql: bytes, reading: Reading) -> set[str] | None:
+    """The names, lower case, that GET_LOCK() in a text locks; None if one of them is no plain string."""
+    if len(sql) > _LOCK_TEXT_BYTES:
+        return None
+    lexed = lex(sql, reading)
+    if lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+        return None
+    tokens = lexed.statements[0]
+    found: set[str] = set()
+    for index, token in enumerate(tokens):
+        if token.kind is TokenKind.WORD and token.word == "GET_LOCK":
+            name = tokens[index + 2] if index + 3 < len(tokens) else None
+            if name is None or name.kind is not TokenKind.STRING or tokens[index + 3].word != ",":
+                return None
+            text = name.text[1:-1]
+            if not text.isascii() or not text.isprintable() or any(mark in text for mark in "\\'\""):
+                return None
+            found.add(text.lower())
+    return found or None
 
 
 def asks_for_thread_id(sql: bytes) -> bool:

@@ -212,4 +212,5 @@ def classify_query(tokens: Sequence[Token], reading: Reading, parse_limit: int) 
         needs_primary=facts.primary if kind is Kind.READ else None,
         tables_complete=complete and facts.unknown is None,
         found_rows=facts.found_rows,
+        by_task="release_lock" in facts.functions,
     )

@@ -59,10 +59,15 @@ class _Found:
     pin: PinCause | None = None
     reason: str = ""
     server: bool = False  # changes a global variable
+    read_back: list[Assignment] = field(default_factory=list)  # without a value: it has to be asked for
+    only_to_read: bool = True  # nothing pins but what can be read back
 
-    def pinned(self, cause: PinCause, reason: str) -> None:
+    def pinned(self, cause: PinCause, reason: str, *read_back: Assignment) -> None:
+        """Notes why it pins; `read_back`: the values that, once known, are all that it changed."""
         if self.pin is None:
             self.pin, self.reason = cause, reason
+        self.read_back += read_back
+        self.only_to_read = self.only_to_read and bool(read_back)
 
 
 def _split(tokens: Sequence[Token]) -> list[list[Token]]:
@@ -101,10 +106,20 @@ def _plain(token: Token) -> bool:
     return token.kind is TokenKind.WORD or (token.kind is TokenKind.STRING and "\\" not in token.text)
 
 
+_SET_WITH_NAMES: Final = tuple(
+    Assignment(Scope.SESSION, name, "")
+    for name in ("character_set_client", "collation_connection", "character_set_results")
+)
+
+
 def _names(found: _Found, name: str, tokens: Sequence[Token]) -> None:
     """SET NAMES value [COLLATE value], SET CHARACTER SET value."""
-    if name == "character set":
-        return found.pinned(PinCause.SESSION_VARIABLE, "sets the collation to that of the database at hand")
+    default = len(tokens) == 1 and tokens[0].word == "DEFAULT"
+    if name == "character set" and len(tokens) == 1:
+        reason = "sets the collation to that of the database at hand"
+        return found.pinned(PinCause.SESSION_VARIABLE, reason, *_SET_WITH_NAMES)
+    if default:
+        return found.pinned(PinCause.SESSION_VARIABLE, "sets the names to the server's own", *_SET_WITH_NAMES)
     values = []
     for index, token in enumerate(tokens):
         if index == 1 and token.word == "COLLATE" and name == "names" and len(tokens) == 3:
@@ -140,10 +155,13 @@ def _system(found: _Found, name: str, value: Sequence[Token]) -> None:
     if "." in name:
         return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name}, which is no plain variable")
     literal = _literal(value, words=True)
+    asked = [Assignment(Scope.SESSION, "transaction_isolation" if name in ISOLATION_VARIABLES else name, "")]
+    if name == "sql_auto_is_null":
+        asked = []  # what it says decides whether it may follow at all
     if literal is None:
-        return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no literal")
+        return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no literal", *asked)
     if name in READING_VARIABLES and not _plain(value[-1]):
-        return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no plain name")
+        return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} to something that is no plain name", *asked)
     if name == "sql_auto_is_null" and literal.strip("'\"").upper() not in ("0", "OFF", "FALSE"):
         return found.pinned(PinCause.SESSION_VARIABLE, "makes IS NULL ask for the connection's last insert id")
     if name in ISOLATION_VARIABLES:
@@ -168,7 +186,8 @@ def _assignment(found: _Found, tokens: Sequence[Token], scope: str) -> str:
     if first.kind is TokenKind.USER_VARIABLE and len(target) == 1:
         literal = _literal(value, words=False)
         if literal is None:
-            found.pinned(PinCause.USER_VARIABLE, f"sets @{first.text} to something that is no literal")
+            asked = Assignment(Scope.USER, first.text, "")
+            found.pinned(PinCause.USER_VARIABLE, f"sets @{first.text} to something that is no literal", asked)
         else:
             found.assignments.append(Assignment(Scope.USER, first.text, literal))
         return scope
@@ -254,4 +273,6 @@ def classify_set(tokens: Sequence[Token]) -> SqlOperation:
         assignments=tuple(found.assignments),
         pin=found.pin,
         user_variables=variables,
+        read_back=tuple(found.read_back) if found.only_to_read and not found.server else (),
+        by_task=bool(found.read_back),
     )

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 # What would have avoided a pin, by the name of its cause.
 _ADVICE: Final = {
-    "TEMPORARY_TABLE": "a derived table or CTE instead; DROP TEMPORARY TABLE does not end the pin yet",
-    "USER_VARIABLE": "set the variable to a literal",
-    "SESSION_VARIABLE": "set it to a literal, or in the server's configuration",
+    "TEMPORARY_TABLE": "DROP TEMPORARY TABLE when it is done with; a derived table or CTE instead",
+    "USER_VARIABLE": "set the variable by SET, not within a query",
+    "SESSION_VARIABLE": "set it in the server's configuration",
     "TABLE_LOCK": "UNLOCK TABLES; transactions with row locks instead",
     "INSTANCE_LOCK": "UNLOCK INSTANCE, BACKUP STAGE END",
-    "NAMED_LOCK": "RELEASE_ALL_LOCKS()",
+    "NAMED_LOCK": "RELEASE_LOCK() of each, or RELEASE_ALL_LOCKS()",
     "PREPARED_STATEMENT": "close the statements, or let the driver interpolate on the client's side",
-    "HANDLER": "SELECT instead",
+    "HANDLER": "HANDLER ... CLOSE of each; SELECT instead",
     "PROCEDURE": "plain statements instead of the call",
-    "TRANSACTION_CHARACTERISTIC": "SET SESSION TRANSACTION, or START TRANSACTION READ ONLY",
+    "TRANSACTION_CHARACTERISTIC": "COMMIT or ROLLBACK; SET SESSION TRANSACTION, or START TRANSACTION READ ONLY",
     "ROLE": "a default role of the account",
     "XA": "ordinary transactions",
     "CONNECTION_ID": "the thread id that the log-in tells, which is the gateway's own",

@@ -34,6 +34,12 @@ _INTEGERS: Final = frozenset((1, 2, 3, 8, 9))  # FIELD_TYPE TINY, SHORT, LONG, L
 _DECIMALS: Final = frozenset((0, 246))
 _DOUBLES: Final = frozenset((4, 5))
 _STRINGS: Final = frozenset((15, 249, 250, 251, 252, 253, 254))
+_NULLS: Final = (
+    (_INTEGERS, "CAST(NULL AS SIGNED)"),
+    (_DECIMALS, "NULL + 0.0"),
+    (_DOUBLES, "NULL + 0e0"),
+    (range(256), "NULL"),
+)  # NULL has a type, too
 _NAME: Final = re.compile(r"[a-z0-9_]+")
 _PLAIN: Final = re.compile(r"[ !#-&(-\[\]-~]*")  # printable ASCII without quotes and backslash
 
@@ -120,7 +126,7 @@ def _system_value(row: Sequence[str | bytes | None], kind: int) -> str | None:
 def _user_value(row: Sequence[str | bytes | None], kind: int) -> str | None:
     value, hexadecimal, charset, collation = row
     if value is None:
-        return "NULL"
+        return next(null for kinds, null in _NULLS if kind in kinds)
     if len(value) > LONGEST_BYTES or not isinstance(hexadecimal, str):
         return None
     if kind in _INTEGERS or kind in _DECIMALS:

@@ -7,6 +7,7 @@ insert id, warnings, row counts; it is asked for there, or remembered when that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,8 @@ from gateway.protocol.mysql.commands import argument_of, database_of
 from gateway.protocol.mysql.constants import Command, ErrorCode, Status
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import SessionChanges
-from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.operation import Assignment, Kind, PinCause, SqlOperation, Table, TransactionEffect
+from gateway.routing.sql_asks import named_locks
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
@@ -43,17 +45,22 @@ WITHOUT_REPLY: Final = frozenset({Command.STMT_SEND_LONG_DATA, Command.STMT_CLOS
 WITHOUT_STATUS: Final = WITHOUT_REPLY | {Command.STMT_PREPARE, Command.STATISTICS}  # replies that end without flags
 
 
+# What the things that these are about are called, is known.
+_WITH_NAMES: Final = frozenset((PinCause.TEMPORARY_TABLE, PinCause.HANDLER, PinCause.NAMED_LOCK))
+_ENDS: Final = frozenset((TransactionEffect.COMMIT, TransactionEffect.ROLLBACK))
+
+
 @dataclass(slots=True)
 class Pin:
     """Why a session keeps its connection, which statement caused it, and since when (Trio's clock, seconds).
 
-    `names` are the things that it is about, as far as they are known: it ends with the last of them.
+    `names` are the things that it is about, and it ends with the last of them; None where they are not known.
     """
 
     cause: PinCause
     statement: str
     since: float
-    names: set[str]
+    names: set[str] | None
 
 
 def _command(statement: str, reason: str) -> SqlOperation:
@@ -172,8 +179,8 @@ class SessionState:
             self.reading = self._service.reading(state, self.status, self._capabilities)
         if operation.pin is not None:
             self.pin(raw, operation)
-        if operation.unpin is not None:
-            self.pins.pop(operation.unpin, None)
+        if self.pins:
+            self._unpin(operation)
         if operation is _STATEMENT_COMMAND:
             self._count_statements(raw[4])
 
@@ -193,10 +200,63 @@ class SessionState:
 
     def pin(self, raw: bytes, operation: SqlOperation) -> None:
         cause = operation.pin
-        if cause is not None and cause not in self.pins:
+        if cause is None:
+            return
+        names = self._names(raw, operation)
+        pin = self.pins.get(cause)
+        if pin is None:
             text = argument_of(raw)[:_PINNED_TEXT_BYTES].decode("utf-8", "replace")
             statement = text if raw[4] == Command.QUERY else operation.statement
-            self.pins[cause] = Pin(cause, statement, self._service.lane.now, set())
+            self.pins[cause] = Pin(cause, statement, self._service.lane.now, names)
+        elif cause in _WITH_NAMES and not (cause is PinCause.HANDLER and names is None):
+            pin.names = None if names is None or pin.names is None else pin.names | names
+
+    def _names(self, raw: bytes, operation: SqlOperation) -> set[str] | None:
+        """What a pin is about."""
+        if operation.multi:
+            return None
+        match operation.pin:
+            case PinCause.TEMPORARY_TABLE:
+                return self._qualified(operation.temporary_tables) or None
+            case PinCause.HANDLER:
+                return set(operation.names) or None
+            case PinCause.NAMED_LOCK:
+                return named_locks(argument_of(raw), self.reading)
+            case _:
+                return None
+
+    def _qualified(self, tables: Iterable[Table]) -> set[str]:
+        return {f"{table.database or self.state.database}.{table.name}" for table in tables}
+
+    def _unpin(self, operation: SqlOperation) -> None:
+        """Ends the pins whose cause has provably ended."""
+        pins, cause = self.pins, operation.unpin
+        if cause is not None and not operation.names:
+            pins.pop(cause, None)
+        elif cause is not None:
+            self._without(cause, set(operation.names))
+        statement = operation.statement
+        if PinCause.TEMPORARY_TABLE in pins and not operation.multi:
+            if statement == "drop table":
+                self._without(PinCause.TEMPORARY_TABLE, self._qualified(operation.writes))
+            elif statement in ("alter table", "rename table"):
+                pins[PinCause.TEMPORARY_TABLE].names = None  # it may have another name now
+        if operation.transaction in _ENDS and not self.status & IN_TRANSACTION:
+            pins.pop(PinCause.TRANSACTION_CHARACTERISTIC, None)
+
+    def _without(self, cause: PinCause, names: set[str]) -> None:
+        pin = self.pins.get(cause)
+        if pin is not None and pin.names is not None:
+            pin.names -= names
+            if not pin.names:
+                del self.pins[cause]
+
+    def know(self, connection: MysqlConnection, made: tuple[Assignment, ...]) -> None:
+        """What was set on `connection` is known by value: it follows the session from here on."""
+        self.state = self.state.with_assignments(made)
+        self.reading = self._service.reading(self.state, self.status, self._capabilities)
+        if connection.state is not None:
+            connection.brought_to(self.state)
 
     def _count_statements(self, command: int) -> None:
         if command == Command.STMT_PREPARE:

@@ -22,6 +22,7 @@ from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
 from gateway.sessions.mysql_kill import interrupted, kill
 from gateway.sessions.mysql_options import set_option
+from gateway.sessions.mysql_read_back import after_exchange
 from gateway.sessions.mysql_residue import answer, thread_id_answer
 from gateway.sessions.mysql_state import (
     IN_TRANSACTION,
@@ -60,6 +61,8 @@ def stays_at_replica(operation: SqlOperation) -> bool:
     """Whether a replica can carry out a statement of a READ ONLY transaction that it serves."""
     if operation.kind is Kind.READ:
         return operation.pin is None and operation.needs_primary is None
+    if operation.read_back:
+        return True
     ends = operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT)
     return operation.kind in (Kind.TRANSACTION, Kind.SESSION) and operation.pin is None and not ends
 
@@ -142,10 +145,13 @@ class CommandTask:
             self.session.endpoint.write(await self._own_answer(raw, operation))
             return
         self._attempts = 1
+        pinned_before = frozenset(self.session.kept.pins)
         if declined.error is not None:
             await self._after_failure(declined, operation, policy)
         else:
             await self._run(raw, operation, policy)
+        if operation.by_task:
+            await after_exchange(self.session, operation, pinned_before)
 
     async def _own_answer(self, raw: bytes, operation: SqlOperation) -> bytes:
         """The reply to what no server is asked about."""

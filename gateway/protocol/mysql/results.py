@@ -51,10 +51,10 @@ class ResultReader:
         while not reader.done:
             reader.feed(await conversation.receive())
 
-    Valid once `done`: `columns` (names) and `rows` of the last result set, empty if there was none; `error`, the ERR
-    or None; `status` flags and `warnings` of the last OK or EOF; `leftover`, what came behind the reply. Values are
-    text as the server prints them, bytes for columns of binary strings, None for NULL. `limit` bounds the bytes of
-    the reply.
+    Valid once `done`: `columns` (names), `kinds` (their FIELD_TYPEs) and `rows` of the last result set, empty if there
+    was none; `error`, the ERR or None; `status` flags and `warnings` of the last OK or EOF; `leftover`, what came
+    behind the reply. Values are text as the server prints them, bytes for columns of binary strings, None for NULL.
+    `limit` bounds the bytes of the reply.
     """
 
     __slots__ = (
@@ -67,6 +67,7 @@ class ResultReader:
         "columns",
         "done",
         "error",
+        "kinds",
         "leftover",
         "rows",
         "status",
@@ -81,6 +82,7 @@ class ResultReader:
         self._binary: list[bool] = []
         self._seen_eof = False
         self.columns: list[str] = []
+        self.kinds: list[int] = []
         self.rows: list[Row] = []
         self.error: ServerError | None = None
         self.status = 0
@@ -117,7 +119,7 @@ class ResultReader:
             self._expected, end = read_lenenc_int(payload, 0)
             if end != len(payload):
                 raise PacketError(f"number of columns in a packet of {len(payload)} bytes")
-            self.columns, self.rows, self._binary, self._seen_eof = [], [], [], False
+            self.columns, self.kinds, self.rows, self._binary, self._seen_eof = [], [], [], [], False
             self._wait = _Wait.COLUMN
 
     def _add_column(self, payload: bytes) -> None:
@@ -132,6 +134,7 @@ class ResultReader:
         _, at = read_fixed(payload, at, 4)  # display length
         kind, at = read_int(payload, at, 1)
         self.columns.append(text(name))
+        self.kinds.append(kind)
         self._binary.append(collation == Collation.BINARY and kind in _BYTES_TYPES)
         if len(self.columns) == self._expected:
             self._wait = _Wait.ROW
