@@ -446,7 +446,7 @@ class MysqlSession:
         """Ends the session if it is between transactions: the gateway is about to stop."""
         busy = self.connection is not None or self.requests.with_task or self._backlog
         if not busy and not self.kept.status & IN_TRANSACTION:
-            self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress")
+            self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", unasked=True)
 
     def end_by_kill(self) -> None:
         """Ends the session, and what runs for it, in the middle of whatever it does."""
@@ -470,6 +470,7 @@ class MysqlSession:
             self.end_with(
                 4031,  # ER_CLIENT_INTERACTION_TIMEOUT
                 "The client was disconnected by the server because of inactivity.",
+                unasked=True,
             )
 
     def overfull(self) -> None:
@@ -492,8 +493,9 @@ class MysqlSession:
         if self.finished is not None:
             self.finish_for_task(error)
 
-    def end_with(self, code: int, message: str, sqlstate: str | None = None) -> None:
-        self.endpoint.write(answers.err(1, code, message, sqlstate))
+    def end_with(self, code: int, message: str, sqlstate: str | None = None, *, unasked: bool = False) -> None:
+        """Ends the session with an error; `unasked` ones answer no command, which clients see by the number 0."""
+        self.endpoint.write(answers.err(0 if unasked else 1, code, message, sqlstate))
         self.endpoint.finish()
         self.requests.end()
 

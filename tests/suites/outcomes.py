@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 GOOD: Final = frozenset({"passed", "expected failure"})
+PASSABLE: Final = GOOD | {"skipped"}
 
 # What differs between two runs although nothing does: addresses of objects, ports, ids of connections, durations.
 _CHANCE: Final = re.compile(r"0x[0-9a-f]+|\b\d{4,}\b|\b\d+\.\d+ ?s\b|\bpt_[0-9a-f]+\b")
@@ -116,4 +117,4 @@ def differences(direct: dict[str, Outcome], through: dict[str, Outcome]) -> list
 
 
 def _told(outcome: Outcome) -> str:
-    return "" if outcome.status in GOOD | {"skipped"} else _CHANCE.sub("#", outcome.line)
+    return "" if outcome.status in PASSABLE else _CHANCE.sub("#", outcome.line)

@@ -8,6 +8,8 @@ A group of a primary and one replica is started per kind of server. Each suite r
 through a gateway before both servers with its defaults, so that reads are split, then through one before the primary
 alone, which tells a fault of the wire from one of the split. Each run begins with empty databases.
 
+At the end tests/system/test_sql_client_matrix.py runs with all its clients and a result of a million rows ("clients").
+
 The report goes to tests/suites/reports. A difference that known.toml does not explain makes the exit status 1.
 """
 
@@ -29,7 +31,7 @@ FOLDER: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent.parent), str(FOLDER.parent / "servers")]
 
 from gateways import SqlGateway  # noqa: E402
-from outcomes import Difference, Known, Outcome, counts, differences, read_known, read_outcomes  # noqa: E402
+from outcomes import PASSABLE, Difference, Known, Outcome, counts, differences, read_known, read_outcomes  # noqa: E402
 from sources import Cache, SourceMissingError  # noqa: E402
 from suite_list import ROOT, SECOND, SUITES, Run, Suite, Target  # noqa: E402
 
@@ -40,6 +42,8 @@ from gateway.demo.stack import Stack  # noqa: E402
 REPORTS: Final = FOLDER / "reports"
 KNOWN: Final = FOLDER / "known.toml"
 DIRECT: Final = "direct"
+CLIENTS: Final = "clients"
+CLIENT_ROWS: Final = 1_000_000
 THROUGH: Final = ("split", "primary only")
 LIMIT_SECONDS: Final = 1800.0  # of one run of one suite
 SYSTEM_DATABASES: Final = frozenset({"mysql", "information_schema", "performance_schema", "sys", "shop", "sbtest"})
@@ -87,12 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"suites: {error}", file=sys.stderr)
         return 1
     suites = [suite for suite in SUITES if not options.suite or suite.name in options.suite]
+    flavors = options.server if suites else []
     known = read_known(KNOWN)
     REPORTS.mkdir(exist_ok=True)
     report = REPORTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.md"
     compared: list[Compared] = []
     missing: list[str] = []
-    for flavor in options.server:
+    for flavor in flavors:
         try:
             with Stack() as stack:
                 for suite in suites:
@@ -101,19 +106,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             compared += _compare(stack, suite, flavor, cache, options, known)
                         except SourceMissingError as error:
                             missing.append(f"{suite.name}: {error}")
-                        report.write_text(_report(compared, missing, cache))
+                        report.write_text(_report(compared, missing, cache, {}))
         except ServerMissingError as error:
             missing.append(str(error))
-    report.write_text(_report(compared, missing, cache))
+    clients = _run_clients() if not options.suite or CLIENTS in options.suite else {}
+    report.write_text(_report(compared, missing, cache, clients))
     print(report.read_text())
     print(f"suites: the report is {report}")
-    bad = missing or any(each.unexplained or each.faults or not each.through_outcomes for each in compared)
+    bad = (
+        missing
+        or any(outcome.status not in PASSABLE for outcome in clients.values())
+        or any(each.unexplained or each.faults or not each.through_outcomes for each in compared)
+    )
     return 1 if bad else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--suite", action="append", choices=[suite.name for suite in SUITES])
+    parser.add_argument("--suite", action="append", choices=[*(suite.name for suite in SUITES), CLIENTS])
     parser.add_argument("--server", action="append", choices=["mariadb", "mysql"])
     parser.add_argument("--through", action="append", choices=THROUGH)
     parser.add_argument("only", nargs="*", help="part of a suite, in its own words")
@@ -192,6 +202,20 @@ def _run(
     return outcomes, seconds
 
 
+def _run_clients() -> dict[str, Outcome]:
+    """Six clients with a big result; the test compares them itself."""
+    outcomes = REPORTS / f"{CLIENTS}.xml"
+    outcomes.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", f"--junitxml={outcomes}", "tests/system/test_sql_client_matrix.py"]
+    root = FOLDER.parent.parent
+    environment = {"BIG_RESULT_ROWS": str(CLIENT_ROWS), "PYTHONPATH": str(root)}
+    print(f"suites: {CLIENTS}", flush=True)
+    _execute(Run(command, root, environment), REPORTS / f"{CLIENTS}.log")
+    found = read_outcomes(outcomes)
+    print(f"suites:   {_counted(found)}", flush=True)
+    return found or {CLIENTS: Outcome("error", f"nothing ran: see {CLIENTS}.log")}
+
+
 def _execute(run: Run, log: Path) -> None:
     environment = {**os.environ, **run.environment}
     if "PYTHONPATH" not in run.environment:
@@ -233,7 +257,7 @@ def _counted(outcomes: dict[str, Outcome]) -> str:
     return ", ".join(f"{number} {status}" for status, number in sorted(counts(outcomes).items())) or "nothing ran"
 
 
-def _report(compared: list[Compared], missing: list[str], cache: Cache) -> str:
+def _report(compared: list[Compared], missing: list[str], cache: Cache, clients: dict[str, Outcome]) -> str:
     versions = {suite.package: cache.version(suite.package) for suite in SUITES}
     lines = [
         "# Other people's suites, directly and through the gateway",
@@ -250,6 +274,10 @@ def _report(compared: list[Compared], missing: list[str], cache: Cache) -> str:
             f"| {_counted(each.through_outcomes)} | {len(each.differences)} | {len(each.unexplained)} "
             f"| {each.replica_reads} | {each.seconds[0]:.0f}, {each.seconds[1]:.0f} |"
         )
+    if clients:
+        lines += ["", f"Six clients with {CLIENT_ROWS:,} rows, told the same bytes: {_counted(clients)}."]
+        failed = {test: outcome for test, outcome in clients.items() if outcome.status not in PASSABLE}
+        lines += [f"- `{test}`: {_said(outcome)}" for test, outcome in failed.items()]
     lines += ["", *(f"Not run: {line}" for line in missing)]
     for each in compared:
         if each.differences or each.faults:

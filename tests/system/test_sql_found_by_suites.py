@@ -31,8 +31,9 @@ def test_a_client_that_sets_wait_timeout_is_cut_off_by_it(sql_gateway: SqlGatewa
         raw._sock.settimeout(10.0)
         raw._sock.recv(1, socket.MSG_PEEK)  # something comes only when the gateway ends the session
         assert 0.9 < time.monotonic() - began < 5.0
-        with pytest.raises(pymysql.OperationalError):
+        with pytest.raises(pymysql.OperationalError) as lost:
             rows(one, "SELECT 1")
+        assert lost.value.args[0] == 2013  # an error that answers no command has the number 0, as a server's
         assert value(patient, "SELECT 1") == 1
 
 
