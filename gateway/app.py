@@ -12,15 +12,17 @@ import signal
 import time
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 import trio
 
 from gateway.admin.status import serve_status
-from gateway.config import Config, Listener, MemcachedGroup, MysqlGroup
+from gateway.config import Config, Listener, MemcachedGroup, MysqlGroup, load_config
 from gateway.errors import ConfigError
 from gateway.net.lane import Lane
 from gateway.net.listener import Acceptor, bind_tcp, bind_unix
 from gateway.protocol.mysql.auth import PasswordKey
+from gateway.replication.observe import monitor_credentials
 from gateway.routing.sql import Classifier
 from gateway.rules.compile import RuleSet
 from gateway.rules.load import read_rules
@@ -28,8 +30,10 @@ from gateway.rules.setting import Setting
 from gateway.rules.tests import failing_tests
 from gateway.sessions.memcached import MemcachedService
 from gateway.sessions.mysql_service import MysqlService
+from gateway.topology.backend_users import BackendUsers
 from gateway.topology.memcached import MemcachedTopology
 from gateway.topology.mysql import Topology
+from gateway.topology.users import ListedUsers, Users
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +48,29 @@ def load_ruleset(config: Config) -> RuleSet:
     if problems:
         raise problems[0]
     return rules
+
+
+def with_users_of(config: Config, changed: Config) -> Config:
+    """`config` with the users that its groups have in `changed`; the log tells if something else has changed."""
+    groups = []
+    for group in config.groups:
+        other = next((each for each in changed.groups if each.name == group.name), None)
+        if (
+            isinstance(group, MysqlGroup)
+            and isinstance(other, MysqlGroup)
+            and "backend" not in (group.users, other.users)
+        ):
+            group = msgspec.structs.replace(group, users=other.users)
+        groups.append(group)
+    if _without_users(config) != _without_users(changed):
+        log.warning("only users, rules and certificates are reloaded; other changes of the file take a restart")
+    return msgspec.structs.replace(config, groups=tuple(groups), document=changed.document)
+
+
+def _without_users(config: Config) -> dict[str, object]:
+    tables = config.document.tables
+    groups = [{key: value for key, value in group.items() if key != "users"} for group in tables.get("group", [])]
+    return {**tables, "group": groups}
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +92,7 @@ class Gateway:
         self.served: list[Served] = []
         self.started_at = time.time()
         self._sql_groups: dict[str, Topology] = {}
+        self._users: dict[str, Users] = {}
         self._key_groups: dict[str, MemcachedTopology] = {}
         self._classifier = Classifier()
         self._draining = trio.Event()
@@ -96,13 +124,23 @@ class Gateway:
             if isinstance(group, MysqlGroup):
                 topology = Topology(self.lane, group, group.monitor.password.reveal())
                 self._sql_groups[group.name] = topology
+                self._users[group.name] = self._users_of(group, topology)
             elif isinstance(group, MemcachedGroup):
                 self._key_groups[group.name] = MemcachedTopology(group, self.lane)
+        for users in self._users.values():
+            if isinstance(users, BackendUsers):
+                nursery.start_soon(users.run, name=f"prove credentials of {users.topology.name}")
         async with trio.open_nursery() as starting:
             for sql in self._sql_groups.values():
                 starting.start_soon(nursery.start, sql.run)
             for keys in self._key_groups.values():
                 starting.start_soon(nursery.start, keys.run)
+
+    def _users_of(self, group: MysqlGroup, topology: Topology) -> Users:
+        if group.users != "backend":
+            return ListedUsers(topology, group.users)
+        monitor = monitor_credentials(group.monitor.user, group.monitor.password.reveal())
+        return BackendUsers(topology, self.lane, monitor, group.proof_interval)
 
     def _open_listeners(self, sessions: trio.Nursery, background: trio.Nursery) -> None:
         key: PasswordKey | None = None
@@ -114,14 +152,13 @@ class Gateway:
             service: MysqlService | MemcachedService
             if isinstance(group, MysqlGroup):
                 key = key or PasswordKey.generate()
-                users = {} if group.users == "backend" else {one.name: one.password.reveal() for one in group.users}
                 service = MysqlService(
                     self.lane,
                     listener,
                     self._sql_groups[group.name],
                     self._classifier,
                     self.rules,
-                    users,
+                    self._users[group.name],
                     key,
                     background,
                 )
@@ -138,9 +175,12 @@ class Gateway:
                     name=listener.name,
                     limit=listener.max_connections,
                     refusal=service.refusal,
+                    room=service.entrance.room if isinstance(service, MysqlService) else None,
                 )
                 for sock in sockets
             ]
+            if isinstance(service, MysqlService):
+                service.entrance.on_room.extend(acceptor.resume for acceptor in acceptors)
             self.served.append(Served(listener, service, acceptors))
 
     def stop(self) -> None:
@@ -164,13 +204,16 @@ class Gateway:
         return sum(acceptor.open for served in self.served for acceptor in served.acceptors)
 
     def reload(self) -> None:
-        """Takes the rule files as they are now, all or nothing, and the files of TLS; logs why not."""
+        """Takes the rule files and the users as they are now, all or nothing, and the files of TLS; logs why not."""
         self._reload_tls()
         try:
-            rules = load_ruleset(self.config)
+            config = with_users_of(self.config, load_config(self.config.document.file))
+            rules = load_ruleset(config)
+            self._use_users(config)
         except ConfigError as error:
-            log.error("rules were not reloaded", error=str(error))
+            log.error("nothing was reloaded", error=str(error))
             return
+        self.config = config
         self.rules = rules
         for served in self.served:
             served.service.use_rules(rules)
@@ -193,6 +236,24 @@ class Gateway:
                 log.error("certificates were not reloaded, those of before are kept", where=where, error=str(error))
             else:
                 log.info("certificates reloaded", where=where)
+
+    def _use_users(self, config: Config) -> None:
+        """Raises ConfigError, before anything has changed, if one of the passwords cannot be read."""
+        listed = [
+            (users, group.users)
+            for group in config.groups
+            if isinstance(group, MysqlGroup)
+            and isinstance(users := self._users.get(group.name), ListedUsers)
+            and group.users != "backend"
+        ]
+        for _, wanted in listed:
+            for user in wanted:
+                user.passwords()
+        for users, wanted in listed:
+            users.use(wanted)
+        for served in self.served:
+            if isinstance(served.service, MysqlService):
+                served.service.use_users()
 
     def status(self) -> dict[str, object]:
         """Everything that `gateway status --json` prints, as plain values."""

@@ -183,12 +183,24 @@ class ListenerTls(msgspec.Struct, frozen=True, kw_only=True):
     client_certificates: Literal["required", "optional"] = "required"  # where there is a client_ca
 
 
+class LogInFailures(msgspec.Struct, frozen=True, kw_only=True):
+    """When a client address is blocked (error 1129): `max` failed log-ins within `window`, without a success between.
+
+    Precedents: MySQL's max_connect_errors (100), and its error; there the block lasts until FLUSH HOSTS, here `block`.
+    """
+
+    max: Count = 100  # 0: nobody is blocked
+    window: Seconds = 60.0
+    block: Seconds = 60.0
+
+
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """[[listener]].
 
     Precedents: `idle_timeout` is MySQL's wait_timeout (28800 s), `handshake_timeout` its connect_timeout (10 s),
     `max_allowed_packet` its default since 8.0 (64 MiB), `max_connections` ProxySQL's mysql-max_connections with room.
     `freshness_wait` is a few times the usual lag of a healthy replica, and less than a person notices.
+    `max_unauthenticated` times 64 KiB is what strangers can make the gateway hold.
     """
 
     name: str
@@ -200,6 +212,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Positive = 10_000
     idle_timeout: Seconds = 28_800.0
     handshake_timeout: Seconds = 10.0
+    max_unauthenticated: Positive = 1000  # mysql
+    log_in_failures: LogInFailures = LogInFailures()  # mysql
     max_allowed_packet: ByteCount = 64 * MIB  # mysql
     freshness_wait: Seconds = 0.05  # mysql
     autocommit_off_reads: Literal["primary", "replica"] = "primary"  # mysql
@@ -250,11 +264,24 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who may log in through the gateway; the same name and password open the backend connections."""
+    """Somebody who may log in through the gateway; the same name and password open the backend connections.
+
+    While a password is changed clients may use `old_password` as well, and servers are tried with both.
+    """
 
     name: str
     password: Secret
+    old_password: Secret | None = None
+    max_connections: Positive | None = None  # over all listeners of the group
+    database: str | None = None  # selected for clients that name none
+    consistency: Literal["eventual", "bounded", "session", "strong"] | None = None  # None: the listener's
+    read_only: bool = False
     sessions: Literal["own", "any"] = "own"  # whose sessions KILL ends and SHOW GATEWAY PINS ALL shows
+
+    def passwords(self) -> tuple[str, ...]:
+        """What its clients may prove, the current one first. Raises ConfigError."""
+        secrets = [self.password, self.old_password] if self.old_password else [self.password]
+        return tuple(dict.fromkeys(secret.reveal() for secret in secrets))
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,6 +318,7 @@ class MysqlGroup(msgspec.Struct, frozen=True, kw_only=True):
     writers: Literal["any", "gateway"] = "any"
     monitor: Account
     users: tuple[User, ...] | Literal["backend"]
+    proof_interval: Seconds = 60.0  # users = "backend": how long a server's word for a credential holds
     check_interval: Seconds = 0.1
     pool: Pool = Pool()
     primary_reads: PrimaryReads = PrimaryReads()
@@ -415,7 +443,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             if isinstance(group, MysqlGroup):
                 found.append(group.monitor.password)
                 if group.users != "backend":
-                    found.extend(user.password for user in group.users)
+                    for user in group.users:
+                        found += [user.password, user.old_password] if user.old_password else [user.password]
             elif isinstance(group, MemcachedGroup):
                 found.extend(pool.password for pool in group.pools.values() if pool.password)
         return found

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from gateway.config import Address, Config, Listener, MemcachedGroup, MysqlGroup, RedisGroup
 
 # Keys that mean something for listeners of one protocol only.
-_MYSQL_LISTENER_KEYS = ("max_allowed_packet", "freshness_wait", "autocommit_off_reads", "local_infile")
+_MYSQL_LISTENER_KEYS = (
+    "max_allowed_packet",
+    "freshness_wait",
+    "autocommit_off_reads",
+    "local_infile",
+    "max_unauthenticated",
+    "log_in_failures",
+)
 
 
 def contradictions(config: Config) -> list[ConfigError]:
@@ -129,6 +136,8 @@ def _listener(config: Config, listener: Listener, place: Place) -> Iterator[tupl
         client_certificates: Place = (*place, "tls", "client_certificates")
         if client_certificates in config.document.lines:
             yield client_certificates, "client_certificates means nothing without client_ca"
+    if listener.log_in_failures.max and not (listener.log_in_failures.window and listener.log_in_failures.block):
+        yield (*place, "log_in_failures"), "window and block must be more than 0; max = 0 blocks nobody"
     for number, network in enumerate(listener.proxy_protocol_from):
         try:
             ipaddress.ip_network(network)
@@ -171,6 +180,8 @@ def _mysql_group(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, str]]
             yield (*place, "users"), "users is empty: nobody could log in"
         names = set()
         for number, user in enumerate(group.users):
+            if not user.name:
+                yield (*place, "users", number), "a user's name must not be empty: anonymous accounts cannot be used"
             if user.name in names:
                 yield (*place, "users", number), f'there is a user "{user.name}" already'
             names.add(user.name)

@@ -20,6 +20,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[admin]": config.AdminSettings,
     "[log]": config.LogSettings,
     "[[listener]]": config.Listener,
+    "log_in_failures": config.LogInFailures,
     "[[listener]] tls": config.ListenerTls,
     "[[group]] of MySQL or MariaDB": config.MysqlGroup,
     "members": config.Member,

@@ -20,7 +20,7 @@ from gateway.net.lane import Lane
 from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.commands import query
-from gateway.protocol.mysql.constants import Capability
+from gateway.protocol.mysql.constants import Capability, ErrorCode
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
 from gateway.protocol.mysql.results import ResultReader, Row
@@ -79,21 +79,33 @@ class Home(Protocol):
         """The lease of the connection has ended."""
 
 
+class Passwords:
+    """What a user logs in with, shared by all of its credentials. While a password is being changed there are two.
+
+    `to_try`: the one that a server accepted last comes first; the others are for servers that refuse it.
+    """
+
+    __slots__ = ("to_try",)
+
+    def __init__(self, *to_try: Password) -> None:
+        self.to_try = to_try
+
+
 class Credentials:
     """Whom a connection is logged in as. `capabilities` are those that change behaviour, agreed on with the client."""
 
-    __slots__ = ("capabilities", "collation", "key", "password", "user")
+    __slots__ = ("capabilities", "collation", "key", "passwords", "user")
 
-    def __init__(self, user: str, password: Password, capabilities: int, collation: int) -> None:
+    def __init__(self, user: str, password: Password | Passwords, capabilities: int, collation: int) -> None:
         self.user = user
-        self.password = password
+        self.passwords = password if isinstance(password, Passwords) else Passwords(password)
         self.capabilities = capabilities
         self.collation = collation
         self.key = (user, capabilities, collation)
 
     def with_capabilities(self, capabilities: int) -> Credentials:
         """The same user, agreeing on something else."""
-        return Credentials(self.user, self.password, capabilities, self.collation)
+        return Credentials(self.user, self.passwords, capabilities, self.collation)
 
 
 class MysqlConnection:
@@ -388,13 +400,33 @@ async def log_in(
     capabilities = credentials.capabilities
     if not with_attributes:
         capabilities &= ~int(Capability.QUERY_ATTRIBUTES)
+    passwords = credentials.passwords.to_try
+    refused: BackendRefused | None = None
+    for password in passwords:
+        try:
+            found = await _log_in(lane, server, credentials, password, capabilities)
+        except BackendRefused as error:
+            if error.code != ErrorCode.ACCESS_DENIED:
+                raise
+            refused = refused or error
+        else:
+            if refused is not None and credentials.passwords.to_try == passwords:
+                credentials.passwords.to_try = (password, *(other for other in passwords if other != password))
+            return found
+    assert refused is not None
+    raise refused
+
+
+async def _log_in(
+    lane: Lane, server: MysqlServer, credentials: Credentials, password: Password, capabilities: int
+) -> tuple[Conversation, Connected]:
     address = server.address
     sock = await (connect_unix(address.path) if address.path else connect_tcp(address.host, address.port))
     conversation = Conversation(lane, sock)
     try:
         handshake = ClientHandshake(
             user=credentials.user,
-            password=credentials.password,
+            password=password,
             capabilities=capabilities,
             collation=credentials.collation,
             tls=server.wants_tls,

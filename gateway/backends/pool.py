@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -83,6 +84,7 @@ class MemberPool:
         self.in_use = 0
         self.resets = 0
         self.taken_over = 0
+        self.retired = 0  # how often `retire` was called
         self._settings = settings
         self._clean: dict[Key, dict[State | None, list[MysqlConnection]]] = {}
         self._bound: dict[MysqlConnection, None] = {}  # the longest unused first
@@ -220,6 +222,7 @@ class MemberPool:
     async def _open(self, credentials: Credentials) -> MysqlConnection:
         """Opens a connection for which a place was reserved."""
         assert self.arming is not None
+        retired = self.retired
         try:
             connection = await connect(self._lane, self.server, self, self.name, credentials, self.arming)
         except BaseException:
@@ -227,6 +230,8 @@ class MemberPool:
             raise
         spread = self._settings.max_lifetime * LIFETIME_SPREAD
         connection.expires = trio.current_time() + self._settings.max_lifetime - random.random() * spread
+        if retired != self.retired:  # meanwhile: this one lease began before
+            connection.arming = replace(connection.arming)
         self._all.add(connection)
         self._lease(connection)
         return connection
@@ -360,6 +365,21 @@ class MemberPool:
         """Closes every connection; sessions that hold one are told that it was lost."""
         for connection in list(self._all):
             connection.lost(ConnectionAbortedError(why))
+
+    def retire(self, user: str | None = None) -> None:
+        """Gives no connection that is open by now out again: a user's, or everybody's.
+
+        What is idle is closed at once, what is leased (or being opened) when it comes back.
+        """
+        self.retired += 1
+        for connection in list(self._all):
+            if user is None or connection.credentials.user == user:
+                if connection.leased:
+                    connection.arming = replace(connection.arming)  # not the pool's own any more: see give_back
+                else:
+                    connection.close()
+        for key in [key for key, (known, _) in self._used.items() if user is None or known.user == user]:
+            del self._used[key]
 
     def give_up_primary(self) -> None:
         """Closes what was opened to the member as the primary: another one is, and this one must not be written to."""

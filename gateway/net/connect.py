@@ -54,8 +54,9 @@ async def _connect(sock: socket.socket, address: object) -> socket.socket:
 class Conversation:
     """A dialogue on one endpoint, awaited by one task: log-ins and questions. Owns the endpoint meanwhile."""
 
-    def __init__(self, lane: Lane, sock: socket.socket) -> None:
+    def __init__(self, lane: Lane, sock: socket.socket, unread_limit: int = UNREAD_LIMIT_BYTES) -> None:
         self._lane = lane
+        self._unread_limit = unread_limit
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._error: Exception | None = None
@@ -120,7 +121,7 @@ class Conversation:
     def received(self, chunk: bytes) -> None:
         self._unread.append(chunk)
         self._unread_bytes += len(chunk)
-        if self._unread_bytes > UNREAD_LIMIT_BYTES:
+        if self._unread_bytes > self._unread_limit:
             self.endpoint.pause_reading()
         self._wake()
 

@@ -136,7 +136,9 @@ class Acceptor:
         name: str,
         limit: int,
         refusal: Callable[[], bytes],
+        room: Callable[[], int] | None = None,
     ) -> None:
+        """`room` says how many connections may be accepted now; the others wait in the kernel's queue (`resume`)."""
         self.deadline = math.inf
         self.name = name
         self.limit = limit
@@ -148,6 +150,8 @@ class Acceptor:
         self._nursery = nursery
         self._serve = serve
         self._refusal = refusal
+        self._room = room
+        self._paused = False
         lane.attach(sock.fileno(), self, READ)
 
     @property
@@ -156,10 +160,15 @@ class Acceptor:
 
     def close(self) -> None:
         """Stops accepting; connections that are open go on."""
+        self._paused = False
         self._lane.close(self._sock)
 
     def on_event(self, mask: int) -> None:
-        for _ in range(ACCEPTS_PER_BATCH):
+        room = self._room() if self._room is not None else ACCEPTS_PER_BATCH
+        if not room:
+            self._pause()
+            return
+        for _ in range(min(room, ACCEPTS_PER_BATCH)):
             try:
                 client, _address = self._sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -206,10 +215,18 @@ class Acceptor:
             self._lane.close(client)
 
     def _pause(self) -> None:
+        self._paused = True
         self._lane.modify(self._sock.fileno(), 0)
         self.deadline = self._lane.now + PAUSE_SECONDS
 
+    def resume(self) -> None:
+        """There is room again."""
+        if self._paused:
+            self.deadline = math.inf
+            self.on_deadline()
+
     def on_deadline(self) -> None:
+        self._paused = False
         self._lane.modify(self._sock.fileno(), READ)
 
     def on_error(self, error: Exception) -> None:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
+from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.route import Consistency, Policy, Target
 from gateway.rules.compile import KeyRules, RuleSet, SqlRules
 from gateway.rules.model import RouteAction, Rule
 
 if TYPE_CHECKING:
-    from gateway.config import Listener, MemcachedGroup
+    from gateway.config import Listener, MemcachedGroup, User
 
 # Policies that are remembered per set of rules and defaults; classification shares as many operations.
 POLICIES_REMEMBERED: Final = 4096
@@ -39,16 +39,22 @@ _NO_ACTION: Final = RouteAction()
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a listener says where neither rule nor hint does; times in seconds."""
+    """What a listener, and before it a user, say where neither rule nor hint does; times in seconds.
+
+    `read_only`: nothing but reads is carried out for the user, whatever rules and hints say.
+    """
 
     consistency: Consistency = Consistency.SESSION
     max_lag: float = 1.0
     freshness_wait: float = 0.05
+    read_only: bool = False
 
     @classmethod
-    def of(cls, listener: Listener) -> Defaults:
-        """The defaults of a configured listener."""
-        return cls(Consistency(listener.consistency), listener.max_lag, listener.freshness_wait)
+    def of(cls, listener: Listener, user: User | None = None) -> Defaults:
+        """The defaults of a configured listener for a configured user; None stands for any other."""
+        level = user.consistency if user is not None and user.consistency is not None else listener.consistency
+        read_only = user is not None and user.read_only
+        return cls(Consistency(level), listener.max_lag, listener.freshness_wait, read_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,10 @@ def _sql_policy(operation: SqlOperation, rule: Rule | None, defaults: Defaults) 
     if hint.freshness_wait is not None and action.freshness_wait is None:
         wait = hint.freshness_wait
     target, reason = _side(operation, rule, action, consistency)
+    block = rule.block if rule is not None else None
+    if block is None and defaults.read_only and not harmless(operation):
+        block = f"the user is read_only, and this statement ({operation.statement}) is not proven to read only"
+        reason = f"refused, since the user is read_only: {operation.reason}"
     return Policy(
         target=target,
         consistency=consistency,
@@ -138,9 +148,22 @@ def _sql_policy(operation: SqlOperation, rule: Rule | None, defaults: Defaults) 
         freshness_wait=wait,
         timeout=action.timeout,
         rule=rule.name if rule is not None else None,
-        block=rule.block if rule is not None else None,
+        block=block,
         reason=reason,
     )
+
+
+def harmless(operation: SqlOperation) -> bool:
+    """Whether a read_only user may do it: a proven read, or what concerns nobody but its own session."""
+    if operation.gateway is not None:
+        return True
+    if operation.writes or operation.temporary_tables:
+        return False
+    if operation.kind is Kind.SESSION:
+        return operation.pin not in (PinCause.TABLE_LOCK, PinCause.INSTANCE_LOCK)
+    if operation.kind is Kind.TRANSACTION:
+        return operation.statement != "xa"  # it may commit what somebody else has prepared
+    return operation.kind is Kind.READ
 
 
 def _side(

@@ -15,7 +15,7 @@ from gateway.rules.policy import Context, Defaults, KeyPolicies, SqlPolicies
 from gateway.rules.verdict import KeyExplainer, SqlExplainer
 
 if TYPE_CHECKING:
-    from gateway.config import Config, Listener
+    from gateway.config import Config, Listener, User
     from gateway.routing.sql import Classifier
 
 Protocol: TypeAlias = Literal["mysql", "memcached"]
@@ -43,9 +43,14 @@ class Setting:
         from gateway.routing.fingerprint import DEFAULT_READING
 
         context = Context(name, user, client, database)
-        defaults = Defaults.of(found) if found is not None else Defaults()
+        defaults = Defaults.of(found, self._user(found, user)) if found is not None else Defaults()
         policies = SqlPolicies(self.rules.sql_rules(name, user, client), defaults)
         return SqlExplainer(_classifier(), policies, context, DEFAULT_READING)
+
+    def _user(self, listener: Listener, name: str) -> User | None:
+        group = self.config.group(listener.group) if self.config is not None else None
+        users = group.users if group is not None and group.engine == "mysql" else "backend"
+        return None if users == "backend" else next((user for user in users if user.name == name), None)
 
     def _listener(self, protocol: Protocol, name: str | None) -> Listener | None:
         listeners = self.config.listeners if self.config is not None else ()

@@ -81,6 +81,7 @@ class MysqlSession:
         self.connection: MysqlConnection | None = None  # serves the command under way
         self.ran_in_transaction = 0  # statements since the open transaction began
         self.state_lost: str | None = None  # the next command is told that the held connection went away
+        self.retired: str | None = None  # why the session ends when its transaction does
         self.raw = b""
         self._sent = False  # bytes of the reply under way were passed on
         self.finished: trio.Event | None = None  # set when the command that the task waits for has ended
@@ -444,8 +445,7 @@ class MysqlSession:
 
     def end_if_idle(self) -> None:
         """Ends the session if it is between transactions: the gateway is about to stop."""
-        busy = self.connection is not None or self.requests.with_task or self._backlog
-        if not busy and not self.kept.status & IN_TRANSACTION:
+        if self._is_idle():
             self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", unasked=True)
 
     def end_by_kill(self) -> None:
@@ -455,6 +455,17 @@ class MysqlSession:
         self.requests.end()
         if self.waiting is not None:
             self.waiting.cancel()
+
+    def retire(self, why: str) -> None:
+        """Ends the session as soon as it is between transactions: it would not be let in any more."""
+        self.retired = why
+        self.rules_version = -1  # declines whatever comes next
+        if self._is_idle():
+            self.end_with(ErrorCode.ACCESS_DENIED, why, unasked=True)
+
+    def _is_idle(self) -> bool:
+        busy = self.connection is not None or self.requests.with_task or self._backlog
+        return not busy and not self.kept.status & IN_TRANSACTION
 
     def lost(self, error: OSError) -> None:
         self.requests.end()

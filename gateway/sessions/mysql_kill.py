@@ -68,8 +68,8 @@ def threads_of(topology: Topology) -> Threads:
 
 def may_reach_others(session: MysqlSession) -> bool:
     """Whether a session's user may end and see other users' sessions (`sessions = "any"` in `users`)."""
-    users = session.topology.config.users
-    return users != "backend" and any(user.name == session.user and user.sessions == "any" for user in users)
+    settings = session.service.users.settings(session.user)
+    return settings is not None and settings.sessions == "any"
 
 
 async def kill(session: MysqlSession, wanted: Kill) -> bytes:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import socket
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -17,11 +20,13 @@ from gateway.net.connect import Conversation
 from gateway.net.proxy_protocol import ProxyProtocolError, is_proxy_header
 from gateway.net.tls import TlsLayer
 from gateway.protocol.mysql import answers
-from gateway.protocol.mysql.auth import Known, PasswordKey
+from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
 from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake, StartTls
+from gateway.sessions.login_failures import FailureRate
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_capabilities import of_backend, offered
+from gateway.topology.users import Candidate
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
@@ -29,28 +34,71 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
+CROWDED_SECONDS: Final = 3.0  # a client answers a greeting in the time of a round trip, or it is no client
+ACCESS_DENIED_STATE: Final = "28000"
+CLIENTS_FAULT: Final = frozenset({ErrorCode.ACCESS_DENIED, ErrorCode.NOT_SUPPORTED_AUTH_MODE})
 
 
 class Entrance:
-    """The way in to one listener. `denied` counts the log-ins that were refused for what the client said."""
+    """The way in to one listener. `denied` counts the log-ins that were refused for what the client said.
+
+    Strangers, connections that have not logged in yet, are few: beyond `max_unauthenticated` nobody is accepted, and
+    newcomers wait in the kernel's queue. While they do, whoever keeps silent for CROWDED_SECONDS loses its place.
+    """
 
     def __init__(self, service: MysqlService, key: PasswordKey) -> None:
         self.denied = 0
+        self.blocked = 0  # connections from blocked addresses
         self._service = service
+        self._users = service.users
         self._topology = service.topology
         self._listener = service.config.name
         self._key = key
-        self._proved: dict[tuple[str, str | None], float] = {}
+        self._failures = FailureRate(service.config.log_in_failures)
+        self._strangers: dict[trio.CancelScope, float] = {}  # since when, the oldest first
+        self.on_room: list[Callable[[], None]] = []  # the acceptors: called when there is room again
+
+    @property
+    def strangers(self) -> int:
+        """How many connections have not logged in yet."""
+        return len(self._strangers)
+
+    def room(self) -> int:
+        """How many connections may be accepted now; where none, the silent ones have to go."""
+        room = self._service.config.max_unauthenticated - len(self._strangers)
+        if room <= 0:
+            patience = trio.current_time() - CROWDED_SECONDS
+            for scope, since in self._strangers.items():
+                if since > patience:
+                    break
+                scope.cancel()
+        return max(room, 0)
+
+    @contextmanager
+    def stranger(self) -> Iterator[None]:
+        """Around a log-in: counts it, and cancels it when it takes too long."""
+        scope = trio.move_on_after(self._service.config.handshake_timeout)
+        self._strangers[scope] = trio.current_time()
+        try:
+            with scope:
+                yield
+        finally:
+            del self._strangers[scope]
+            if len(self._strangers) == self._service.config.max_unauthenticated - 1:
+                for resume in self.on_room:
+                    resume()
 
     async def let_in(self, conversation: Conversation) -> tuple[MysqlSession, LoggedIn] | None:
         """The session of a client that may come in and has been told so; None if it was refused or has gone."""
-        identity = self._topology.identity
-        if identity is None:
-            message = f"gateway: no server of group {self._topology.name} has answered yet"
-            conversation.write(answers.err(0, ErrorCode.UNKNOWN_ERROR, message, protocol_41=False))
+        address = self._service.client_of(conversation.endpoint)
+        host = address or "localhost"
+        refusal = self._refusal_at_once(host, address)
+        if refusal is not None:
+            conversation.write(refusal)
             return None
+        identity = self._topology.identity
+        assert identity is not None
         id_ = self._service.threads.new_id()
-        host = self._service.client_of(conversation.endpoint) or "localhost"
         settings = self._service.config.tls
         handshake = ServerHandshake(
             connection_id=id_,
@@ -69,6 +117,8 @@ class Entrance:
         )
         conversation.write(handshake.greeting())
         first = True
+        encrypted = False
+        candidate: Candidate | None = None
         while True:
             chunk = await conversation.receive()
             if not chunk:
@@ -83,39 +133,89 @@ class Entrance:
                         conversation.write(data)
                     case StartTls(received) if self._service.tls is not None:
                         conversation.add_layer(TlsLayer(self._service.tls.context, server_side=True), received)
+                        encrypted = True
                     case Named(user):
-                        password = self._service.users.get(user)
-                        events.extend(handshake.identify(Known() if password is None else Known((password,))))
+                        try:
+                            candidate = await self._users.find(user, address, encrypted=encrypted)
+                        except Refused as error:
+                            if error.code not in CLIENTS_FAULT:
+                                return self._refuse(conversation, handshake.sequence, error)
+                            events.extend(handshake.refuse(error.code, str(error)))
+                        else:
+                            events.extend(handshake.identify(candidate.known))
                     case Denied() as denied:
-                        self.denied += 1
-                        log.info("log-in denied", listener=self._listener, client=host, error=str(denied.error))
+                        self._deny(address, str(denied.error))
                         conversation.write(denied.data)
                         return None
                     case LoggedIn() as login:
-                        return await self._enter(conversation, login, id_)
+                        assert candidate is not None
+                        session = await self._enter(conversation, address, login, candidate, id_)
+                        return None if session is None else (session, login)
+
+    def _refusal_at_once(self, host: str, address: str) -> bytes | None:
+        """What a client hears instead of a greeting, if it is not greeted."""
+        seconds = self._failures.blocked_for(address, trio.current_time())
+        if seconds:
+            self.blocked += 1
+            text = f"Host '{host}' is blocked because of many connection errors; try again in {math.ceil(seconds)} s"
+            return answers.err(0, ErrorCode.HOST_IS_BLOCKED, text, protocol_41=False)
+        if self._topology.identity is None:
+            text = f"gateway: no server of group {self._topology.name} has answered yet"
+            return answers.err(0, ErrorCode.UNKNOWN_ERROR, text, protocol_41=False)
+        return None
+
+    def _deny(self, address: str, why: str) -> None:
+        self.denied += 1
+        log.info("log-in denied", listener=self._listener, client=address, error=why)
+        self.failed(address)
+
+    def failed(self, address: str) -> None:
+        """Counts a log-in that has failed by the client's fault."""
+        if self._failures.failed(address, trio.current_time()):
+            block = self._service.config.log_in_failures.block
+            log.warning("client address is blocked", listener=self._listener, client=address, seconds=block)
 
     async def _enter(
-        self, conversation: Conversation, login: LoggedIn, id_: int
-    ) -> tuple[MysqlSession, LoggedIn] | None:
+        self, conversation: Conversation, address: str, login: LoggedIn, candidate: Candidate, id_: int
+    ) -> MysqlSession | None:
         """Asks a server whether it would have let this user in, too; only then is the client told OK."""
-        credentials = Credentials(login.user, login.password, of_backend(login.capabilities), login.collation)
+        user = login.user
+        settings = self._users.settings(user)
+        if not login.database and settings is not None and settings.database:
+            login = replace(login, database=settings.database)
         try:
+            self._users.check_limit(user)
+            await self._users.admit(candidate, login.password)
+            passwords = self._users.passwords(user, login.password)
+            credentials = Credentials(user, passwords, of_backend(login.capabilities), login.collation)
             await self._prove(credentials, login.database)
+            self._users.check_limit(user)  # of those who came at once, as many as may
         except Refused as error:
-            conversation.write(answers.err(login.sequence, error.code, f"gateway: {error}", error.sqlstate))
-            return None
+            if error.code == ErrorCode.ACCESS_DENIED:
+                self._deny(address, str(error))
+            return self._refuse(conversation, login.sequence, error)
         except BackendRefused as error:
-            conversation.write(
-                answers.err(login.sequence, error.code or ErrorCode.UNKNOWN_ERROR, str(error), error.sqlstate)
-            )
+            if candidate.account is not None and error.sqlstate == ACCESS_DENIED_STATE:
+                self._deny(address, str(error))
+            code = error.code or ErrorCode.UNKNOWN_ERROR
+            conversation.write(answers.err(login.sequence, code, str(error), error.sqlstate))
             return None
+        self._failures.succeeded(address)
         session = MysqlSession(self._service, conversation.endpoint, login, credentials, id_)
         conversation.write(answers.ok(login.sequence))
-        return session, login
+        return session
+
+    @staticmethod
+    def _refuse(conversation: Conversation, sequence: int, error: Refused) -> None:
+        text = str(error)
+        if error.code != ErrorCode.ACCESS_DENIED and not text.startswith("gateway: "):
+            text = f"gateway: {text}"  # so that nobody looks for it in a server
+        conversation.write(answers.err(sequence, error.code, text, error.sqlstate))
 
     async def _prove(self, credentials: Credentials, database: str | None) -> None:
         now = trio.current_time()
-        if now - self._proved.get((credentials.user, database), -math.inf) < PROVED_SECONDS:
+        proved = self._users.proved
+        if now - proved.get((credentials.user, database), -math.inf) < PROVED_SECONDS:
             return
         primary = self._topology.primary_member
         others = [self._topology.members[view.name] for view in self._topology.snapshot.replicas if view.fault is None]
@@ -131,7 +231,7 @@ class Entrance:
                     raise
             else:
                 member.pool.give_back(connection)
-                if len(self._proved) > 10_000:
-                    self._proved.clear()
-                self._proved[credentials.user, database] = now
+                if len(proved) > 10_000:
+                    proved.clear()
+                proved[credentials.user, database] = now
                 return

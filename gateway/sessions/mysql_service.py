@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -20,13 +20,14 @@ from gateway.net.lane import Lane
 from gateway.net.proxy_protocol import ProxyProtocol, ProxyProtocolError
 from gateway.net.tls import TlsError
 from gateway.protocol.mysql import answers
-from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.auth import Password, PasswordKey
 from gateway.protocol.mysql.commands import argument_of, query
 from gateway.protocol.mysql.constants import (
     Capability,
     ErrorCode,
     Status,
 )
+from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Scope, SqlOperation
 from gateway.routing.sql import Classifier
@@ -37,6 +38,7 @@ from gateway.sessions.mysql_kill import threads_of
 from gateway.sessions.mysql_login import Entrance
 from gateway.tls_settings import listener_tls
 from gateway.topology.mysql import Topology
+from gateway.topology.users import Users
 
 log = structlog.get_logger(__name__)
 
@@ -54,11 +56,11 @@ class MysqlService:
         topology: Topology,
         classifier: Classifier,
         rules: RuleSet,
-        users: Mapping[str, str],
+        users: Users,
         key: PasswordKey,
         nursery: trio.Nursery,
     ) -> None:
-        """`users` maps names to passwords; `nursery` outlives the sessions: connections are reset there."""
+        """`users` are those of the group; `nursery` outlives the sessions: connections are reset there."""
         self.lane = lane
         self.config = config
         self.topology = topology
@@ -70,8 +72,8 @@ class MysqlService:
         self.sessions: set[MysqlSession] = set()
         self.fallbacks: Counter[str] = Counter()  # reads that wanted a replica and went to the primary
         self._nursery = nursery
-        self._defaults = Defaults.of(config)
         self.threads = threads_of(topology)
+        users.on_end.append(self.end_sessions_of)
         self._readings: dict[tuple[State, bool, bool], Reading] = {}
         self._distinct: dict[Reading, Reading] = {}
         self.primary_reads = trio.Semaphore(topology.config.primary_reads.max_in_flight)
@@ -82,13 +84,19 @@ class MysqlService:
         self.use_rules(rules)
         self.entrance = Entrance(self, key)
 
+    def use_users(self) -> None:
+        """The users' limits and defaults have changed: every session decides by them from its next command on."""
+        self.rules_version += 1
+
     def use_rules(self, rules: RuleSet) -> None:
         """Makes every session decide by these rules from its next command on."""
         self._shared = SharedPolicies(rules)
         self.rules_version += 1
 
     def policies_for(self, user: str, client: str) -> SqlPolicies:
-        return self._shared.for_connection(self.config.name, user, client, self._defaults)
+        """What this user's statements are decided by."""
+        defaults = Defaults.of(self.config, self.users.settings(user))
+        return self._shared.for_connection(self.config.name, user, client, defaults)
 
     def client_of(self, endpoint: Endpoint) -> str:
         """The client's address without its port, as the PROXY protocol may have told it; "" for a unix socket."""
@@ -107,7 +115,7 @@ class MysqlService:
             name = client.getpeername()
         except OSError:
             return  # gone already
-        conversation = Conversation(self.lane, client)
+        conversation = Conversation(self.lane, client, BEFORE_LOGIN_LIMIT)
         endpoint = conversation.endpoint
         self._clients[endpoint] = str(name[0]) if isinstance(name, tuple) else ""
         try:
@@ -118,7 +126,7 @@ class MysqlService:
     async def _serve(self, conversation: Conversation) -> None:
         endpoint = conversation.endpoint
         try:
-            with trio.move_on_after(self.config.handshake_timeout):
+            with self.entrance.stranger():
                 if self._proxy_protocol.expected_of(self._clients[endpoint]):
                     source = await self._proxy_protocol.client_behind(conversation, self._clients[endpoint])
                     if source is None:
@@ -131,14 +139,17 @@ class MysqlService:
                 leftover = login.leftover + conversation.hand_over(session)
                 self.sessions.add(session)
                 self.threads.add(session)
+                self.users.entered(session.user)
         except ProxyProtocolError as error:
             log.warning(
                 "a client was refused", listener=self.config.name, client=self.client_of(endpoint), error=str(error)
             )
             conversation.write(answers.err(0, ErrorCode.HANDSHAKE_ERROR, f"gateway: {error}", protocol_41=False))
+            self.entrance.failed(self.client_of(endpoint))
             return
         except TlsError as error:
             log.info("TLS failed", listener=self.config.name, client=self.client_of(endpoint), error=str(error))
+            self.entrance.failed(self.client_of(endpoint))
             return
         except OSError:
             return  # gone before it was let in
@@ -146,12 +157,21 @@ class MysqlService:
             if conversation.endpoint.owner is conversation:
                 conversation.endpoint.finish()
         if conversation.endpoint.owner is conversation:
-            return  # handshake_timeout
+            log.info("log-in took too long", listener=self.config.name, client=self.client_of(endpoint))
+            self.entrance.failed(self.client_of(endpoint))
+            return
         try:
             await session.serve(leftover)
         finally:
             self.sessions.discard(session)
             self.threads.discard(session)
+            self.users.left(session.user)
+
+    def end_sessions_of(self, user: str, password: Password | None, why: str) -> None:
+        """Ends the sessions of a user (those that log in to servers with this password) between transactions."""
+        for session in list(self.sessions):
+            if session.user == user and (password is None or password in session.credentials.passwords.to_try):
+                self.lane.batch(lambda session=session: session.retire(why))  # type: ignore[misc]  # a default binds
 
     def end_idle(self) -> None:
         """While draining: ends the sessions that are between transactions."""
@@ -282,6 +302,8 @@ class MysqlService:
             "pinned": sum(bool(session.kept.pins) for session in self.sessions),
             "refused_commands": self.refusals,
             "denied_log_ins": self.entrance.denied,
+            "unauthenticated": self.entrance.strangers,
+            "refused_while_blocked": self.entrance.blocked,
             "retried_reads": self.retried,
             "reads_refused_as_writes": self.fenced,
             "reads_at_primary_for_want_of_a_replica": sum(self.fallbacks.values()),

@@ -64,7 +64,7 @@ class Pin:
 
 
 def _command(statement: str, reason: str) -> SqlOperation:
-    return SqlOperation(Kind.UNKNOWN, statement, reason)
+    return SqlOperation(Kind.READ, statement, reason, needs_primary=reason)
 
 
 _STATEMENT_COMMAND: Final = SqlOperation(
@@ -93,6 +93,20 @@ _NOT_CARRIED: Final = frozenset({Command.BINLOG_DUMP, Command.BINLOG_DUMP_GTID, 
 @lru_cache(maxsize=1024)
 def _use(database: str) -> SqlOperation:
     return SqlOperation(Kind.SESSION, "use", "selects a database", database=database)
+
+
+# Statements after which other people may log in, or the same with other rights. FLUSH only of PRIVILEGES.
+_ACCOUNT_STATEMENTS: Final = frozenset(
+    f"{verb} {what}" for verb in ("create", "alter", "drop", "rename") for what in ("user", "role")
+) | {"grant", "revoke", "set password", "set default role"}
+
+
+def changes_accounts(operation: SqlOperation, raw: bytes) -> bool:
+    """Whether a statement, or one of several in its text, changes who may log in, or what accounts may do."""
+    for name in operation.statement.split("; "):
+        if name in _ACCOUNT_STATEMENTS or (name == "flush" and b"PRIVILEGES" in raw.upper()):
+            return True
+    return False
 
 
 def operation_of_command(raw: bytes) -> SqlOperation | None:
@@ -179,6 +193,8 @@ class SessionState:
             self.reading = self._service.reading(state, self.status, self._capabilities)
         if operation.pin is not None:
             self.pin(raw, operation)
+        if operation.transaction is TransactionEffect.IMPLICIT_COMMIT and changes_accounts(operation, raw):
+            self._service.users.account_changed()
         if self.pins:
             self._unpin(operation)
         if operation is _STATEMENT_COMMAND:

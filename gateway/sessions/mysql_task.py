@@ -110,9 +110,12 @@ class CommandTask:
             await self.session.frozen.wait()
         if command in WITHOUT_REPLY and (self.session.held is None or not self.session.kept.statements):
             return  # closes what is gone already; whatever is answered would be taken for another command's reply
+        if self.session.retired is not None and not self.session.kept.status & IN_TRANSACTION:
+            self.session.end_with(ErrorCode.ACCESS_DENIED, self.session.retired)
+            return
         if self.session.rules_version != service.rules_version:
             self.session.policies = service.policies_for(self.session.user, service.client_of(self.session.endpoint))
-            self.session.rules_version = service.rules_version
+            self.session.rules_version = service.rules_version if self.session.retired is None else -1
         if command == Command.QUIT:
             self.session.requests.end()
             return

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import Address, Listener, Secret, User
+from gateway.routing.fingerprint import DEFAULT_READING
 from gateway.routing.operation import Hint, Kind, PinCause, SqlOperation, Table, TransactionEffect
 from gateway.routing.route import Consistency, Policy, Target
+from gateway.routing.sql import Classifier
 from gateway.rules.compile import NO_RULES, RuleSet
 from gateway.rules.load import load_rules
 from gateway.rules.policy import (
@@ -23,6 +26,7 @@ from gateway.rules.policy import (
     sql_policy,
 )
 
+CLASSIFIER = Classifier()
 READ = SqlOperation(Kind.READ, "select", "a proven read", reads=(Table("orders"),))
 WRITE = SqlOperation(Kind.WRITE, "insert", "insert writes", writes=(Table("orders"),))
 
@@ -90,6 +94,88 @@ def test_a_read_only_transaction_goes_to_a_replica() -> None:
 def test_strong_consistency_reads_at_the_primary() -> None:
     strong = policy(READ, defaults=Defaults(Consistency.STRONG))
     assert (strong.target, strong.reason) == (Target.PRIMARY, "strong consistency reads at the primary")
+
+
+# ---------------------------------------------------------------- a read-only user
+
+
+READ_ONLY = Defaults(read_only=True)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO t VALUES (1)",
+        "UPDATE t SET a = 1",
+        "SELECT * FROM t FOR UPDATE",
+        "SELECT a FROM t INTO OUTFILE 'x'",
+        "WITH c AS (SELECT 1) DELETE FROM t",
+        "SELECT 1; DELETE FROM t",
+        "CREATE TABLE t (a INT)",
+        "CREATE TEMPORARY TABLE t (a INT)",
+        "SELECT stored(1)",
+        "SET @a = stored(1)",
+        "SELECT @a := stored(1)",
+        "SELECT NEXTVAL(s)",
+        "CALL p()",
+        "EXECUTE s",
+        "DO 1",
+        "SET GLOBAL max_connections = 1",
+        "SET PASSWORD = 'x'",
+        "LOCK TABLES t WRITE",
+        "LOCK INSTANCE FOR BACKUP",
+        "XA COMMIT 'another one''s'",
+        "SET STATEMENT max_statement_time = 1 FOR DELETE FROM t",
+        "KILL 5",
+        "GRANT ALL ON *.* TO me",
+        "FLUSH PRIVILEGES",
+        "no such statement",
+        "/*!80000 DELETE FROM t */",
+    ],
+)
+def test_a_read_only_user_is_refused_whatever_is_not_proven_to_read_only(tmp_path: Path, sql: str) -> None:
+    operation = CLASSIFIER.classify(sql.encode(), DEFAULT_READING)
+    assert policy(operation).block is None
+    assert (policy(operation, defaults=READ_ONLY).block or "").startswith("the user is read_only")
+    ruled = policy(operation, rule(tmp_path, 'route = {to = "primary"}'), defaults=READ_ONLY)
+    assert (ruled.block or "").startswith("the user is read_only")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM t",
+        "SHOW TABLES",
+        "EXPLAIN SELECT 1",
+        "BEGIN",
+        "START TRANSACTION READ ONLY",
+        "SAVEPOINT a",
+        "COMMIT",
+        "ROLLBACK",
+        "SET NAMES utf8mb4",
+        "SET @a = 1",
+        "SET autocommit = 0",
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        "USE shop",
+        "SELECT 1; SELECT 2",
+        "SHOW GATEWAY STATUS",
+    ],
+)
+def test_a_read_only_user_reads_as_anybody_does(sql: str) -> None:
+    operation = CLASSIFIER.classify(sql.encode(), DEFAULT_READING)
+    assert policy(operation, defaults=READ_ONLY) == policy(operation)
+
+
+def test_the_defaults_of_a_user_stand_before_the_listener_s_and_behind_rule_and_hint(tmp_path: Path) -> None:
+    listener = Listener(name="sql", protocol="mysql", listen=Address("127.0.0.1", 1), group="g", consistency="bounded")
+    assert Defaults.of(listener).consistency is Consistency.BOUNDED
+    user = User(name="app", password=Secret("x"), consistency="eventual", read_only=True)
+    ours = Defaults.of(listener, user)
+    assert (ours.consistency, ours.read_only) == (Consistency.EVENTUAL, True)
+    assert policy(READ, defaults=ours).consistency is Consistency.EVENTUAL
+    ruled = policy(READ, rule(tmp_path, 'route = {consistency = "session"}'), defaults=ours)
+    assert ruled.consistency is Consistency.SESSION
+    assert policy(hinted(consistency="strong"), defaults=ours).consistency is Consistency.STRONG
 
 
 # ---------------------------------------------------------------- rules

@@ -39,7 +39,7 @@ class SqlGateway(Server):
     """A gateway with one MySQL listener "sql" before one group "orders".
 
     `listener` and `settings` are further lines of TOML of the two, `rules` the text of a rule file, `general` more of
-    [gateway].
+    [gateway]. `users` are accounts, or the TOML of the group's users.
     """
 
     label = "gateway"
@@ -53,7 +53,7 @@ class SqlGateway(Server):
         settings: str = "",
         rules: str = "",
         general: str = "",
-        users: tuple[Account, ...] = (APP,),
+        users: tuple[Account, ...] | str = (APP,),
         overseers: tuple[Account, ...] = (),
     ) -> None:
         super().__init__(stack)
@@ -90,18 +90,21 @@ class SqlGateway(Server):
         self.rule_file.parent.mkdir(parents=True, exist_ok=True)
         self.rule_file.write_text(self.rules)
         members = ", ".join(f'{{address = "{server.address}"}}' for server in self.group.servers)
-        users = ", ".join(
-            f'{{name = "{user.user}", password = "{user.password}"'
-            + (', sessions = "any"}' if user in self.overseers else "}")
-            for user in self.users
-        )
+        users = self.users
+        if not isinstance(users, str):
+            listed = ", ".join(
+                f'{{name = "{user.user}", password = "{user.password}"'
+                + (', sessions = "any"}' if user in self.overseers else "}")
+                for user in users
+            )
+            users = f"[{listed}]"
         self.config_file.write_text(
             f'[gateway]\ndata_dir = "{self.data_dir}"\nrules = "{self.rule_file.parent}"\n{self.general}\n'
             '[log]\nlevel = "debug"\nformat = "json"\n'
             f'[[listener]]\nname = "sql"\nprotocol = "mysql"\nlisten = "{self.address}"\ngroup = "orders"\n'
             f"{self.listener}\n"
             f'[[group]]\nname = "orders"\nengine = "mysql"\nmembers = [{members}]\n'
-            f'monitor = {{user = "{MONITOR.user}", password = "{MONITOR.password}"}}\nusers = [{users}]\n'
+            f'monitor = {{user = "{MONITOR.user}", password = "{MONITOR.password}"}}\nusers = {users}\n'
             f"{self.settings}\n"
         )
 

@@ -213,6 +213,11 @@ class ServerHandshake:
         self._must_be_secure = must_be_secure
         self._key_asked = False
 
+    @property
+    def sequence(self) -> int:
+        """The sequence id of the next packet, for whoever ends the conversation in its stead."""
+        return self._sequence
+
     def greeting(self) -> bytes:
         """Return the packet that opens the conversation."""
         return packet(0, self._greeting.encode())
