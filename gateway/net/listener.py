@@ -152,6 +152,7 @@ class Acceptor:
         self._refusal = refusal
         self._room = room
         self._paused = False
+        self._begun = 0  # of those accepted, how many tasks have had their first turn
         lane.attach(sock.fileno(), self, READ)
 
     @property
@@ -164,8 +165,10 @@ class Acceptor:
         self._lane.close(self._sock)
 
     def on_event(self, mask: int) -> None:
-        room = self._room() if self._room is not None else ACCEPTS_PER_BATCH
-        if not room:
+        room = ACCEPTS_PER_BATCH
+        if self._room is not None:
+            room = self._room() - (self.accepted - self._begun)
+        if room <= 0:
             self._pause()
             return
         for _ in range(min(room, ACCEPTS_PER_BATCH)):
@@ -204,6 +207,7 @@ class Acceptor:
 
     async def _own(self, client: socket.socket) -> None:
         """Where a session ends, and with it its exceptions: they hurt no other session."""
+        self._begun += 1
         try:
             try:
                 await self._serve(client)
