@@ -13,13 +13,14 @@ import trio
 
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State, commands_to, state_of
+from gateway.backends.statements import Handles
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation, connect_tcp, connect_unix
 from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
 from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
-from gateway.protocol.mysql.commands import query
+from gateway.protocol.mysql.commands import RESET_CONNECTION, query
 from gateway.protocol.mysql.constants import Capability, ErrorCode
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
@@ -70,7 +71,9 @@ class Borrower(Protocol):
 
 
 class Home(Protocol):
-    """The pool that a connection belongs to."""
+    """The pool that a connection belongs to. `statement_limit`: how many statements it may have prepared."""
+
+    statement_limit: int
 
     def forget(self, connection: MysqlConnection) -> None:
         """The connection is closed: it occupies no place any more."""
@@ -120,6 +123,7 @@ class MysqlConnection:
         "credentials",
         "endpoint",
         "expires",
+        "handles",
         "home",
         "last_session",
         "leased",
@@ -150,6 +154,7 @@ class MysqlConnection:
         self.credentials = credentials
         self.arming = arming
         self.thread_id = ThreadId(connected.greeting.connection_id)
+        self.handles = Handles(fitted=not arming.mariadb)
         self.selected: str | None = None
         self.state: State | None = state_of(None, credentials.collation)
         self.taker: Taker | None = None
@@ -194,6 +199,8 @@ class MysqlConnection:
         the taker is told by `prelude_refused`, and the connection is closed.
         """
         self.prelude = Prelude(len(commands))
+        if commands[0] is RESET_CONNECTION:
+            self.handles.clear()
         self.brought_to(state)
         self.taker = taker
         for command in commands:
@@ -205,6 +212,8 @@ class MysqlConnection:
         if commands is None:
             raise RuntimeError("a connection with a database was leased for a session without one")
         if commands:
+            if commands[0] is RESET_CONNECTION:
+                self.handles.clear()
             await self.acknowledge(commands)
             self.brought_to(state)
 

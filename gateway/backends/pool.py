@@ -23,6 +23,7 @@ import trio
 from gateway.backends.mysql import Borrower, Credentials, Left, MysqlConnection, connect
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State
+from gateway.backends.statements import SERVERS_LIMIT, SharedStatement, statements_per_connection
 from gateway.config import Pool
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.lane import Lane
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 Key = tuple[str, int, int]  # user, capabilities, collation: connections of one key are interchangeable after a reset
 
 KEPT_WARM_SECONDS: Final = 600.0  # credentials that nobody used for longer need no idle connections
+LOOKED_AT: Final = 16  # idle connections, for one that has a statement prepared; preparing costs one round trip
 LIFETIME_SPREAD: Final = 0.1  # connections opened together are not all replaced together
 
 
@@ -80,6 +82,7 @@ class MemberPool:
         self.server = server
         self.limit = limit
         self.arming: Arming | None = None  # None until the member was seen: nothing can be leased
+        self.statement_limit = statements_per_connection(SERVERS_LIMIT, limit)
         self.opened = 0
         self.in_use = 0
         self.resets = 0
@@ -110,6 +113,19 @@ class MemberPool:
         connection.leased = True
         self.in_use += 1
         return connection
+
+    def take_prepared_now(
+        self, credentials: Credentials, state: State, shared: SharedStatement
+    ) -> MysqlConnection | None:
+        """The same, and if one of those used last has the statement prepared, that one."""
+        states = self._clean.get(credentials.key)
+        connections = states.get(state) if states is not None else None
+        if connections and not self._waiting and shared not in connections[-1].handles:
+            for at in range(len(connections) - 2, max(-1, len(connections) - 1 - LOOKED_AT), -1):
+                if shared in connections[at].handles:
+                    connections.append(connections.pop(at))
+                    break
+        return self.take_now(credentials, state)
 
     def take_bound(self, connection: MysqlConnection, session: Borrower) -> bool:
         """Takes an idle connection back for the session that used it last; False if it is somebody else's by now."""

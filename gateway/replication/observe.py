@@ -56,6 +56,7 @@ class ServerIdentity:
     collations: Mapping[int, tuple[str, str]]
     charset: str  # of clients that ask for none
     capabilities: int = 0  # of its greeting
+    max_prepared_statements: int = 16_382  # of all its connections together
 
 
 class Observer:
@@ -261,7 +262,8 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
         conversation,
         [
             query(
-                f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, @@global.character_set_client"
+                f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, "
+                "@@global.character_set_client, @@global.max_prepared_stmt_count"
             ),
             query("SHOW GLOBAL STATUS LIKE 'Uptime'"),
             query(
@@ -270,7 +272,7 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
             ),
         ],
     )
-    shown, server_id, server_uuid, sql_mode, charset = texts(own)[0]
+    shown, server_id, server_uuid, sql_mode, charset, prepared = texts(own)[0]
     return ServerIdentity(
         version=shown,
         greets_as=greeting.server_version,
@@ -282,6 +284,7 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
         collations={int(number): (its, name) for number, its, name in texts(collations)},
         charset=charset,
         capabilities=greeting.capabilities,
+        max_prepared_statements=int(prepared),
     )
 
 

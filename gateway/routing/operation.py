@@ -45,7 +45,7 @@ class PinCause(Enum):
     TABLE_LOCK = "table lock"
     INSTANCE_LOCK = "instance or backup lock"
     NAMED_LOCK = "named lock (GET_LOCK)"
-    PREPARED_STATEMENT = "prepared statement"
+    PREPARED_STATEMENT = "prepared statement (PREPARE as SQL text)"
     HANDLER = "open HANDLER"
     PROCEDURE = "stored procedure or function that nothing is known about"
     TRANSACTION_CHARACTERISTIC = "one-shot SET TRANSACTION"

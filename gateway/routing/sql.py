@@ -84,6 +84,7 @@ class Classifier:
         self._learned: dict[tuple[Reading, bytes], SqlOperation] = {}
         self._folds = 0
         self._parses = 0
+        self.version = 0  # grows whenever a text may be of another class than before
         self._use(DEFAULT_READING)
 
     def _use(self, reading: Reading) -> None:
@@ -100,6 +101,7 @@ class Classifier:
 
     def clear(self) -> None:
         """Forget everything, as after a change of the catalogue."""
+        self.version += 1
         for exact, plans in self._caches.values():
             exact.clear()
             plans.clear()

@@ -32,12 +32,14 @@ from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import Freshness
+from gateway.sessions.mysql_prepared import ABOUT_CURSORS, COMMANDS, EXECUTE, FETCH, PREPARE, PreparedStatements
 from gateway.sessions.mysql_residue import Residue
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, SessionState
 from gateway.sessions.mysql_task import REFUSED_AS_WRITE, CommandTask, Declined, stays_at_replica
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
+    from gateway.backends.pool import MemberPool
     from gateway.sessions.mysql_service import MysqlService
 
 STALL_SECONDS: Final = 60.0  # a client that reads nothing for longer is cut off (MySQL's net_write_timeout)
@@ -65,6 +67,7 @@ class MysqlSession:
         self.freshness = Freshness(service.topology)
         self.kept = SessionState(service, login)
         self.residue = Residue()
+        self.prepared = PreparedStatements(self)
         self.policies = service.policies_for(login.user, service.client_of(endpoint))
         self.rules_version = service.rules_version
         self.held: MysqlConnection | None = None
@@ -129,19 +132,27 @@ class MysqlSession:
     def try_now(self, raw: bytes) -> bool:
         """Serves a command without awaiting anything; False if that cannot be done. Never half of it."""
         command = raw[4]
-        if command != _QUERY:
+        service = self.service
+        kept = self.kept
+        if command != _QUERY and command not in COMMANDS:
             if command == _PING:
-                self.endpoint.write(answers.ok(1, status=self.kept.status))
-                self.endpoint.deadline = self.service.lane.now + self.kept.idle_timeout
+                self.endpoint.write(answers.ok(1, status=kept.status))
+                self.endpoint.deadline = service.lane.now + kept.idle_timeout
                 return True
             return False
-        service = self.service
+        if command != _QUERY and self.prepared.serve_here(raw):
+            return True
         if self.rules_version != service.rules_version:
             return False
-        kept = self.kept
         state = kept.state
-        operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), kept.reading)
-        policy = self.policies.policy(operation, state.database)
+        if command == _QUERY:
+            operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), kept.reading)
+            policy = self.policies.policy(operation, state.database)
+        else:
+            try:
+                operation, policy = self.prepared.decide(raw)
+            except (Refused, BackendRefused):
+                return False  # the task says so
         if policy.block is not None or operation.by_task:
             return False
         held = self.held
@@ -159,13 +170,16 @@ class MysqlSession:
             chosen = self.freshness.choose_now(policy, service.lane.now)
             if chosen is None:
                 return self.freshness.hopeless is not None and self._read_at_primary_now(raw, operation, policy)
-            if chosen.pool.arming is None:
+            pool = chosen.pool
+            if pool.arming is None:
                 return False
-            connection = chosen.pool.take_now(self.credentials, state)
+            connection = (
+                pool.take_now(self.credentials, state) if command == _QUERY else self._take_prepared(pool, command)
+            )
             if connection is None:
                 if operation.transaction is not TransactionEffect.NONE:
                     return False
-                connection = chosen.pool.take_other_now(self.credentials, state)
+                connection = pool.take_other_now(self.credentials, state)
                 if connection is None:
                     return False
                 commands = connection.commands_to(state)
@@ -200,11 +214,17 @@ class MysqlSession:
         elif self.residue.insert_id is not None or self.residue.insert_id_lost:
             return False
         else:
-            writer = primary.pool.take_now(self.credentials, self.kept.state)
+            writer = self._take_prepared(primary.pool, raw[4])
             if writer is None:
                 return False
         self.begin(writer, primary, raw, operation, policy, reason)
         return True
+
+    def _take_prepared(self, pool: MemberPool, command: int) -> MysqlConnection | None:
+        """An idle connection in the session's state; of several, for an execution, one that has the statement."""
+        if command == EXECUTE and self.prepared.current is not None:
+            return pool.take_prepared_now(self.credentials, self.kept.state, self.prepared.current.shared)
+        return pool.take_now(self.credentials, self.kept.state)
 
     def begin(
         self,
@@ -233,7 +253,10 @@ class MysqlSession:
         else:
             tracker.begin(raw[4], packets_in(raw))
         connection.taker = self
-        connection.endpoint.send(raw)
+        if raw[4] < PREPARE:
+            connection.endpoint.send(raw)
+        else:
+            self.prepared.send(connection, raw, tracker)
         if policy.timeout is not None:
             connection.endpoint.deadline = self.service.lane.now + policy.timeout
         if tracker.done:
@@ -287,6 +310,11 @@ class MysqlSession:
         assert connection is not None
         assert operation is not None
         assert member is not None
+        command = self.raw[4]
+        if command >= PREPARE and not self.prepared.ran(connection, command, tracker):
+            tracker.begin(command, packets_in(self.raw))
+            self.prepared.send(connection, self.raw, tracker)
+            return
         self._end_exchange()
         if self.policy is not None and self.policy.timeout is not None:
             connection.endpoint.deadline = math.inf
@@ -296,12 +324,18 @@ class MysqlSession:
             return
         if answer:
             self.endpoint.send(answer)
+        if command == FETCH:
+            self.prepared.settle(connection)
+            self._go_on()
+            return
         if error is None:
-            if self.raw[4] not in WITHOUT_STATUS:
+            if command == _QUERY:
                 self.kept.status = tracker.status
+            elif command not in WITHOUT_STATUS:
+                self.kept.status = tracker.status & ~ABOUT_CURSORS
             in_transaction = self.kept.status & IN_TRANSACTION
             if operation.kind is not Kind.READ or operation.pin is not None:
-                self.kept.follow(connection, self.raw, operation, tracker.changes)
+                self.kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
         else:
             # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
             in_transaction = self.held is not None or not self.kept.status & AUTOCOMMIT
@@ -309,7 +343,7 @@ class MysqlSession:
                 self.kept.status = tracker.status
                 in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
             if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
-                self.kept.pin(self.raw, operation)
+                self.kept.pin(self.prepared.as_query(self.raw), operation)
             if tracker.changes is not None and tracker.changes.database is not None:
                 self.kept.follow_database(connection, tracker.changes.database)
         changes = tracker.changes
@@ -317,12 +351,13 @@ class MysqlSession:
         if position:
             self.freshness.wrote(connection.member, position)
         may_have_read = not position or operation.multi or operation.kind is Kind.UNKNOWN
-        if may_have_read and operation.kind is not Kind.SESSION:
-            self.freshness.saw(connection.member, self.service.lane.now)
-        self.residue.last = connection
-        connection.last_session = self
         warned = tracker.warnings > 0 or error is not None
-        connection.warned = self.residue.warned = warned
+        if command != PREPARE or warned:  # which leaves alone what the statement before it left behind
+            if may_have_read and operation.kind is not Kind.SESSION:
+                self.freshness.saw(connection.member, self.service.lane.now)
+            self.residue.last = connection
+            connection.last_session = self
+            connection.warned = self.residue.warned = warned
         kind = operation.kind
         if kind is Kind.WRITE or kind is Kind.UNKNOWN or warned or operation.found_rows or operation.pin is not None:
             connection.tainted = True
@@ -336,7 +371,18 @@ class MysqlSession:
             connection.taker = self
         else:
             self.held = None
-            member.pool.give_back(connection)
+            self.give_back(connection)
+        self._go_on()
+
+    def give_back(self, connection: MysqlConnection) -> None:
+        """Ends the lease of a connection that the session need not keep, unless it has an open cursor."""
+        if self.prepared.cursors and self.prepared.keeps(connection):
+            self.prepared.put_aside(connection)
+        else:
+            connection.home.give_back(connection)
+
+    def _go_on(self) -> None:
+        """A command has ended: turns to whoever waits for that, or to the next one."""
         if not self._stalled:
             self.endpoint.deadline = self.service.lane.now + self.kept.idle_timeout
         if self.finished is not None:
@@ -354,7 +400,7 @@ class MysqlSession:
         if error.code in REFUSED_AS_WRITE:  # the second fence: it was no read after all
             connection.last_session = None  # the error that it left is nobody's
             connection.home.give_back(connection)
-            self.service.learn_write(self.raw, self.kept.reading, operation)
+            self.service.learn_write(*self.prepared.text_and_reading(self.raw), operation)
             return Declined(self.raw, BackendRefused(error.message, error.code), connection.member)
         if error.code == ErrorCode.SERVER_SHUTDOWN:
             connection.close()
@@ -364,11 +410,14 @@ class MysqlSession:
     def backend_lost(self, connection: MysqlConnection, error: Exception) -> None:
         """The connection broke. It is closed already, and its place given back."""
         held = self.held is connection
+        if self.prepared.cursors:
+            self.prepared.lost(connection)
         if held:
             self.held = None
             self.kept.status &= ~IN_TRANSACTION
-        if self.connection is not connection:  # held, and idle between two statements
-            self._lose_state(connection, error)
+        if self.connection is not connection:  # idle between two statements
+            if held:
+                self._lose_state(connection, error)
             return
         self._break_off()
         self._may_have_written(connection, held)
@@ -385,6 +434,7 @@ class MysqlSession:
     def overdue(self, connection: MysqlConnection) -> None:
         policy = self.policy
         assert policy is not None
+        self.prepared.lost(connection)
         self._break_off()
         self._may_have_written(connection, self.held is connection)
         if self.held is connection:
@@ -525,6 +575,7 @@ class MysqlSession:
 
     def let_go(self, connection: MysqlConnection) -> None:
         """Leaves a connection for good. On MySQL a role outlives the reset (SQL.md): nobody else may have that one."""
+        self.prepared.lost(connection)
         if PinCause.ROLE in self.kept.pins:
             connection.close()
         else:
@@ -533,11 +584,13 @@ class MysqlSession:
     def _leave(self) -> None:
         connection = self.connection
         if connection is not None:  # a reply is under way: nobody will read it
+            self.prepared.lost(connection)
             self._break_off()
             self.service.kill(connection)
         held, self.held = self.held, None
         if held is not None and held is not connection:
             self.let_go(held)
+        self.prepared.clear()
         for bound in {self.residue.writer, self.residue.last} - {None, held, connection}:
             assert bound is not None
             pool = self.topology.members[bound.member].pool

@@ -58,7 +58,7 @@ async def after_exchange(session: MysqlSession, operation: SqlOperation, pinned_
             await _look_for_locks(session, held)
     if session.held is held and not kept.pins and not kept.status & IN_TRANSACTION:
         session.held = None
-        session.topology.members[held.member].pool.give_back(held)
+        session.give_back(held)
 
 
 async def _ask(session: MysqlSession, held: MysqlConnection, sql: str) -> tuple[list[Row], list[int]] | None:

@@ -15,11 +15,11 @@ from gateway.backends.mysql import Left, MysqlConnection
 from gateway.errors import BackendRefused, ProtocolError
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.answers import Column, Value
-from gateway.protocol.mysql.commands import argument_of
 from gateway.protocol.mysql.constants import Collation
 from gateway.protocol.mysql.results import Row
 from gateway.routing.operation import Kind, SqlOperation
 from gateway.routing.sql_asks import Asked, Item, select_items, shown
+from gateway.sessions.mysql_prepared import EXECUTE
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql import MysqlSession
@@ -113,14 +113,14 @@ def _row_count(operation: SqlOperation, affected: int, warnings: list[Row] | Non
 
 def thread_id_answer(session: MysqlSession, raw: bytes) -> bytes:
     """The reply to SELECT CONNECTION_ID(): the gateway's thread id, which KILL takes."""
-    items = select_items(argument_of(raw))
+    items = select_items(session.prepared.text_and_reading(raw)[0])
     assert items is not None  # the classifier saw to it
-    return _values(session, [(item, session.id) for item in items], 0)
+    return _values(session, raw, [(item, session.id) for item in items], 0)
 
 
 async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
     """The reply to a question about the statement before, made from what is known of it; None if that is not enough."""
-    sql = argument_of(raw)
+    sql = session.prepared.text_and_reading(raw)[0]
     known = _known(session)
     if known is None:
         return None
@@ -137,10 +137,15 @@ async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
                 [(len(rows),)],
                 capabilities=session.capabilities,
                 status=session.kept.status,
+                binary=raw[4] == EXECUTE,
             )
         end = None if asked.limit is None else asked.offset + asked.limit
         return answers.resultset(
-            _WARNING_COLUMNS, rows[asked.offset : end], capabilities=session.capabilities, status=session.kept.status
+            _WARNING_COLUMNS,
+            rows[asked.offset : end],
+            capabilities=session.capabilities,
+            status=session.kept.status,
+            binary=raw[4] == EXECUTE,
         )
     items = select_items(sql)
     if items is None:
@@ -157,7 +162,7 @@ async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
         deprecated = any(item.asked is Asked.FOUND_ROWS for item in items)
         known.warnings = [_DEPRECATED] if deprecated else []
     known.found_rows = 1
-    return _values(session, values, 0 if _is_mariadb(session) else len(known.warnings or ()))
+    return _values(session, raw, values, 0 if _is_mariadb(session) else len(known.warnings or ()))
 
 
 def _known(session: MysqlSession) -> Captured | None:
@@ -215,7 +220,7 @@ def _is_mariadb(session: MysqlSession) -> bool:
     return identity is not None and identity.mariadb
 
 
-def _values(session: MysqlSession, values: list[tuple[Item, int]], warnings: int) -> bytes:
+def _values(session: MysqlSession, raw: bytes, values: list[tuple[Item, int]], warnings: int) -> bytes:
     mariadb = _is_mariadb(session)
     row: list[Value] = [value for _, value in values]
     return answers.resultset(
@@ -224,6 +229,7 @@ def _values(session: MysqlSession, values: list[tuple[Item, int]], warnings: int
         capabilities=session.capabilities,
         status=session.kept.status,
         warnings=warnings,
+        binary=raw[4] == EXECUTE,
     )
 
 

@@ -21,7 +21,7 @@ from gateway.net.proxy_protocol import ProxyProtocol, ProxyProtocolError
 from gateway.net.tls import TlsError
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import Password, PasswordKey
-from gateway.protocol.mysql.commands import argument_of, query
+from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.constants import (
     Capability,
     ErrorCode,
@@ -68,6 +68,7 @@ class MysqlService:
         self.users = users
         self.refusals = 0
         self.retried = 0
+        self.prepared_again = 0  # executions whose statement was prepared first on the connection at hand
         self.fenced = 0  # reads that a replica refused as writes
         self.sessions: set[MysqlSession] = set()
         self.fallbacks: Counter[str] = Counter()  # reads that wanted a replica and went to the primary
@@ -218,10 +219,10 @@ class MysqlService:
                 charset = one.value.split()[0].strip("'\"").lower()
         return charset
 
-    def learn_write(self, raw: bytes, reading: Reading, operation: SqlOperation) -> None:
+    def learn_write(self, sql: bytes, reading: Reading, operation: SqlOperation) -> None:
         """A replica refused as a write what was taken for a read: its like goes to the primary from now on."""
         log.warning("a replica refused a statement as a write", statement=operation.statement, reason=operation.reason)
-        self.classifier.learn_write(argument_of(raw), reading)
+        self.classifier.learn_write(sql, reading)
 
     def enter_primary_reads_now(self, reason: str) -> bool:
         """Takes one of the `primary_reads.max_in_flight` places for reads that wanted a replica, if one is free."""
@@ -306,5 +307,7 @@ class MysqlService:
             "refused_while_blocked": self.entrance.blocked,
             "retried_reads": self.retried,
             "reads_refused_as_writes": self.fenced,
+            "prepared_statements": sum(len(session.prepared) for session in self.sessions),
+            "statements_prepared_again": self.prepared_again,
             "reads_at_primary_for_want_of_a_replica": sum(self.fallbacks.values()),
         }

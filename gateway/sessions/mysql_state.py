@@ -31,18 +31,7 @@ _NO_BACKSLASH_ESCAPES: Final = int(Status.NO_BACKSLASH_ESCAPES)
 _DB_DROPPED: Final = int(Status.DB_DROPPED)
 _PINNED_TEXT_BYTES: Final = 200  # of a statement, as SHOW GATEWAY PINS prints it
 
-PREPARED_COMMANDS: Final = frozenset(
-    {
-        Command.STMT_PREPARE,
-        Command.STMT_EXECUTE,
-        Command.STMT_SEND_LONG_DATA,
-        Command.STMT_CLOSE,
-        Command.STMT_RESET,
-        Command.STMT_FETCH,
-    }
-)
-WITHOUT_REPLY: Final = frozenset({Command.STMT_SEND_LONG_DATA, Command.STMT_CLOSE})
-WITHOUT_STATUS: Final = WITHOUT_REPLY | {Command.STMT_PREPARE, Command.STATISTICS}  # replies that end without flags
+WITHOUT_STATUS: Final = frozenset({Command.STMT_PREPARE, Command.STATISTICS})  # replies that end without flags
 
 
 # What the things that these are about are called, is known.
@@ -67,12 +56,6 @@ def _command(statement: str, reason: str) -> SqlOperation:
     return SqlOperation(Kind.READ, statement, reason, needs_primary=reason)
 
 
-_STATEMENT_COMMAND: Final = SqlOperation(
-    Kind.UNKNOWN,
-    "prepared statement",
-    "prepared statements run on the session's own connection to the primary",
-    pin=PinCause.PREPARED_STATEMENT,
-)
 _OTHER_COMMANDS: Final = {
     int(Command.FIELD_LIST): _command("field list", "COM_FIELD_LIST is answered by the primary"),
     int(Command.STATISTICS): _command("statistics", "COM_STATISTICS is answered by the primary"),
@@ -114,8 +97,6 @@ def operation_of_command(raw: bytes) -> SqlOperation | None:
     command = raw[4]
     if command == Command.INIT_DB:
         return _use(database_of(raw))
-    if command in PREPARED_COMMANDS:
-        return _STATEMENT_COMMAND
     return _OTHER_COMMANDS.get(command)
 
 
@@ -140,7 +121,6 @@ class SessionState:
         "pins",
         "reading",
         "state",
-        "statements",
         "status",
     )
 
@@ -152,12 +132,10 @@ class SessionState:
         self.status = AUTOCOMMIT
         self.idle_timeout = service.config.idle_timeout  # seconds that the client may say nothing
         self.pins: dict[PinCause, Pin] = {}
-        self.statements = 0  # prepared and not closed
 
     def reset(self) -> None:
         """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
         self.pins.clear()
-        self.statements = 0
         self.state = state_of(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
         self.reading = self._service.reading(self.state, 0, self._capabilities)
         self.status = AUTOCOMMIT
@@ -197,8 +175,6 @@ class SessionState:
             self._service.users.account_changed()
         if self.pins:
             self._unpin(operation)
-        if operation is _STATEMENT_COMMAND:
-            self._count_statements(raw[4])
 
     def _idle_timeout(self) -> float:
         """The listener's, or less if the client has set `wait_timeout` (seconds): it expects to be cut off then."""
@@ -273,11 +249,3 @@ class SessionState:
         self.reading = self._service.reading(self.state, self.status, self._capabilities)
         if connection.state is not None:
             connection.brought_to(self.state)
-
-    def _count_statements(self, command: int) -> None:
-        if command == Command.STMT_PREPARE:
-            self.statements += 1
-        elif command == Command.STMT_CLOSE:
-            self.statements = max(0, self.statements - 1)
-        if not self.statements:
-            self.pins.pop(PinCause.PREPARED_STATEMENT, None)

@@ -22,15 +22,10 @@ from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
 from gateway.sessions.mysql_kill import interrupted, kill
 from gateway.sessions.mysql_options import set_option
+from gateway.sessions.mysql_prepared import COMMANDS
 from gateway.sessions.mysql_read_back import after_exchange
 from gateway.sessions.mysql_residue import answer, thread_id_answer
-from gateway.sessions.mysql_state import (
-    IN_TRANSACTION,
-    PREPARED_COMMANDS,
-    WITHOUT_REPLY,
-    operation_of_command,
-    refusal_of_command,
-)
+from gateway.sessions.mysql_state import IN_TRANSACTION, operation_of_command, refusal_of_command
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
@@ -108,8 +103,6 @@ class CommandTask:
             command = raw[4]
         if self.session.frozen is not None:
             await self.session.frozen.wait()
-        if command in WITHOUT_REPLY and (self.session.held is None or not self.session.kept.statements):
-            return  # closes what is gone already; whatever is answered would be taken for another command's reply
         if self.session.retired is not None and not self.session.kept.status & IN_TRANSACTION:
             self.session.end_with(ErrorCode.ACCESS_DENIED, self.session.retired)
             return
@@ -134,8 +127,11 @@ class CommandTask:
         if command == Command.SET_OPTION:
             await set_option(self, raw)
             return
-        operation = self._operation(raw)
-        policy = self.session.policies.policy(operation, self.session.kept.state.database)
+        if command in COMMANDS:
+            operation, policy = self.session.prepared.decide(raw)
+        else:
+            operation = self._operation(raw)
+            policy = self.session.policies.policy(operation, self.session.kept.state.database)
         if policy.block is not None:
             self.session.operation, self.session.policy, self.session.member, self.session.reason = (
                 operation,
@@ -171,8 +167,6 @@ class CommandTask:
         operation = operation_of_command(raw)
         if operation is None:
             raise refusal_of_command(command)
-        if command in PREPARED_COMMANDS and command != Command.STMT_PREPARE and not self.session.kept.statements:
-            raise Refused("Unknown prepared statement handler given to the gateway", code=ErrorCode.UNKNOWN_STATEMENT)
         return operation
 
     async def _after_failure(self, declined: Declined, operation: SqlOperation, policy: Policy) -> None:
@@ -258,7 +252,7 @@ class CommandTask:
             self.session.kept.status &= ~IN_TRANSACTION
             # As the server does before it begins with the statement.
             await self.confirm(held, held.acknowledge([query("COMMIT")]))
-            self.session.topology.members[held.member].pool.give_back(held)
+            self.session.give_back(held)
         elif operation.pin is not None or operation.needs_primary is not None:
             await self._move_to_primary()
         elif operation.kind is Kind.WRITE and not operation.multi:
@@ -286,6 +280,7 @@ class CommandTask:
         session = self.session
         held, session.held = session.held, None
         if held is not None:
+            session.prepared.lost(held)
             session.service.recycle(held)
         status = session.kept.status
         session.kept.status = status & ~IN_TRANSACTION  # as long as it is open nowhere
@@ -482,6 +477,7 @@ class CommandTask:
             pool = session.topology.members[connection.member].pool
             if connection is held or pool.take_bound(connection, session):
                 session.let_go(connection)
+        session.prepared.clear()
         session.residue.forget()
         session.kept.reset()
         session.endpoint.write(answers.ok(1, status=session.kept.status))

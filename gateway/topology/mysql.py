@@ -13,6 +13,7 @@ import trio
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming
 from gateway.backends.pool import MemberPool
+from gateway.backends.statements import statements_per_connection
 from gateway.config import Member, MysqlGroup
 from gateway.net.lane import Lane
 from gateway.replication.freshness import LagClock, MemberView, Observation, Role, Snapshot, replica_fault
@@ -158,6 +159,8 @@ class Topology:
         if member.identity != identity:
             restarted = member.identity is not None
             member.identity = identity
+            pool = member.pool
+            pool.statement_limit = statements_per_connection(identity.max_prepared_statements, pool.limit)
             if restarted:
                 log.info("server answers again", group=self.name, member=member.name, version=identity.version)
                 member.pool.close_idle()

@@ -15,6 +15,7 @@ from gateway.protocol.mysql.packets import lenenc_bytes, lenenc_int, packet
 _DEPRECATE_EOF = int(Capability.DEPRECATE_EOF)
 _EXTENDED_METADATA = int(Capability.MARIADB_EXTENDED_METADATA)
 _AUTOCOMMIT = int(Status.AUTOCOMMIT)
+_INTEGERS = {3: 4, 8: 8}  # LONG, LONGLONG: bytes of a value in the binary protocol
 _VAR_STRING = 0xFD  # FIELD_TYPE.VAR_STRING
 _COLUMN_LENGTH = 1024  # characters; what a client may reserve for display
 _MESSAGE_LIMIT = 512  # bytes; MYSQL_ERRMSG_SIZE: clients keep no more
@@ -102,27 +103,43 @@ def resultset(
     sequence: int = 1,
     status: int = _AUTOCOMMIT,
     warnings: int = 0,
+    binary: bool = False,
 ) -> bytes:
-    """Return a whole text-protocol result set, in the form that a client of these `capabilities` reads.
+    """Return a whole result set, in the form that a client of these `capabilities` reads.
 
-    A column that is given by its name alone is one of strings.
+    A column that is given by its name alone is one of strings. `binary`: as the reply to COM_STMT_EXECUTE.
     """
+    described = [Column(column) if isinstance(column, str) else column for column in columns]
     parts = [packet(sequence, lenenc_int(len(columns)))]
-    for column in columns:
+    for column in described:
         sequence += 1
-        parts.append(packet(sequence, (Column(column) if isinstance(column, str) else column).encode(capabilities)))
+        parts.append(packet(sequence, column.encode(capabilities)))
     if not capabilities & _DEPRECATE_EOF:
         sequence += 1
         parts.append(eof(sequence, status=status, warnings=warnings))
     for row in rows:
         sequence += 1
-        parts.append(packet(sequence, b"".join(map(_value, row))))
+        parts.append(packet(sequence, _binary_row(described, row) if binary else b"".join(map(_value, row))))
         sequence += len(parts[-1]) >> 24  # a row over 16 MiB takes several packets
     if capabilities & _DEPRECATE_EOF:
         parts.append(ok(sequence + 1, status=status, warnings=warnings, header=0xFE))
     else:
         parts.append(eof(sequence + 1, status=status, warnings=warnings))
     return b"".join(parts)
+
+
+def _binary_row(columns: Sequence[Column], row: Sequence[Value]) -> bytes:
+    nulls = bytearray((len(row) + 9) // 8)
+    values = []
+    for at, (column, value) in enumerate(zip(columns, row, strict=True), 2):
+        width = _INTEGERS.get(column.kind)
+        if value is None:
+            nulls[at >> 3] |= 1 << (at & 7)
+        elif width is not None:
+            values.append((int(value) & ((1 << 8 * width) - 1)).to_bytes(width, "little"))
+        else:
+            values.append(_value(value))
+    return b"".join((b"\0", nulls, *values))
 
 
 def _value(value: Value) -> bytes:

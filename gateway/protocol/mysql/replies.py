@@ -114,7 +114,7 @@ class ReplyTracker:
     infile          name of the file that the server asks the client for; the reply goes on after the client sent it
 
     `keep_positions` is the caller's to set: the client asked for GTIDs or last_gtid itself, so they are not filtered
-    out.
+    out. So is `statement_told`: the id by which the client is to know the statement that COM_STMT_PREPARE makes.
     """
 
     __slots__ = (
@@ -144,6 +144,7 @@ class ReplyTracker:
         "parameters",
         "refused",
         "statement_id",
+        "statement_told",
         "status",
         "warnings",
     )
@@ -156,6 +157,7 @@ class ReplyTracker:
         self._prefix = b""
         self._binary = False
         self.keep_positions = False
+        self.statement_told: int | None = None
         self.status = self.warnings = self.affected_rows = self.insert_id = 0
         self.begin(Command.QUIT)
 
@@ -342,7 +344,8 @@ class ReplyTracker:
             return None
         if phase == _PREPARE:
             self._on_prepared(first, payload)
-            return None
+            told = self.statement_told
+            return None if told is None else b"".join((b"\0", told.to_bytes(4, "little"), payload[5:]))
         if first == 0xFE:
             if len(payload) == _EOF_LENGTH:
                 return self._on_eof(phase, payload)
