@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - for the life of the process
-        self._found: dict[str, tuple[str, str]] = {}  # of the tests that run
+        self._found: dict[int, tuple[str, str]] = {}  # of the tests that run, by their identity
 
     def listen(self) -> None:
         """Puts itself below unittest's results."""
@@ -48,25 +48,25 @@ class Recorder:
         )
 
         def start_test(result: unittest.TestResult, test: unittest.TestCase) -> None:
-            self._found.pop(test.id(), None)
+            self._found.pop(id(test), None)
             signal.alarm(TEST_SECONDS)
             start(result, test)
 
         def stop_test(result: unittest.TestResult, test: unittest.TestCase) -> None:
             signal.alarm(0)
-            status, text = self._found.pop(test.id(), ("passed", ""))
-            self._write(test.id(), status, text)
+            status, text = self._found.pop(id(test), ("passed", ""))
+            self._write(test.id().partition(" (using")[0], status, text)  # Connector/Python adds how far it came
             stop(result, test)
 
         def add_subtest(result: unittest.TestResult, test: Any, part: Any, error: Any) -> None:
             if error is not None:
-                self._found[test.id()] = ("failed", f"{part}: {_text_of(error)}")
+                self._found[id(test)] = ("failed", f"{part}: {_text_of(error)}")
             subtest(result, test, part, error)
 
         skip = vars(unittest.case)["_addSkip"]  # a runner may keep skips from its TestResult
 
         def add_skip(result: unittest.TestResult, test: unittest.TestCase, reason: str) -> None:
-            self._found.setdefault(test.id(), ("skipped", reason))
+            self._found.setdefault(id(test), ("skipped", reason))
             skip(result, test, reason)
 
         for owner, name, listener in (
@@ -83,7 +83,7 @@ class Recorder:
         def add(result: unittest.TestResult, test: Any, *more: Any) -> None:
             text = _text_of(more[0]) if more else ""
             if isinstance(test, unittest.TestCase):
-                self._found[test.id()] = (status, text)
+                self._found[id(test)] = (status, text)
             else:  # setUpClass and setUpModule: no test of its own starts
                 self._write(str(test), status, text)
             original(result, test, *more)

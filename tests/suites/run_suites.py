@@ -30,6 +30,7 @@ from typing import Final
 FOLDER: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent.parent), str(FOLDER.parent / "servers")]
 
+from certificates import Authority  # noqa: E402
 from gateways import SqlGateway  # noqa: E402
 from outcomes import PASSABLE, Difference, Known, Outcome, counts, differences, read_known, read_outcomes  # noqa: E402
 from sources import Cache, SourceMissingError  # noqa: E402
@@ -51,7 +52,17 @@ SERVER_OPTIONS: Final = ("--local-infile=ON", "--max-allowed-packet=64M", "--log
 
 
 class UserGateway(SqlGateway):
-    """A gateway as a user starts it: not in Python's development mode, and logging what matters."""
+    """A gateway as a user starts it: not in Python's development mode, and logging what matters.
+
+    It offers what its servers offer: LOAD DATA LOCAL, and TLS where MySQL has made itself a certificate.
+    """
+
+    def __init__(self, stack: Stack, before: MysqlGroup) -> None:
+        listener = "local_infile = true"
+        if before.primary.flavor == "mysql":
+            pair = Authority(stack.folder).issue("gateway", "127.0.0.1")
+            listener += f'\ntls = {{cert = "{pair.cert}", key = "{pair.key}"}}'
+        super().__init__(stack, before, listener=listener, users=(APP, ROOT, SECOND))
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "gateway", "run", "-c", str(self.config_file)]
@@ -156,7 +167,7 @@ def _compare(
     found = []
     for through in options.through:
         before = group if through == "split" else MysqlGroup(group.primary, [])
-        gateway = UserGateway(stack, before, listener="local_infile = true", users=(APP, ROOT, SECOND))
+        gateway = UserGateway(stack, before)
         gateway.start()
         gateway.wait_serving()
         outcomes, seconds = _run(suite, group, gateway, folder / through.replace(" ", "-"), cache, options)
