@@ -256,15 +256,18 @@ class Twemproxy(Server):
 
 
 class Haproxy(Server):
-    """HAProxy in TCP mode before one server, with one thread; `greets` says that the server speaks first (MySQL)."""
+    """HAProxy in TCP mode before one server, with one thread; `options` are more of its `server` line."""
 
     label = "haproxy"
 
-    def __init__(self, stack: Stack, server: Server, name: str | None = None, *, threads: int = 1) -> None:
+    def __init__(
+        self, stack: Stack, server: Server, name: str | None = None, *, threads: int = 1, options: str = ""
+    ) -> None:
         super().__init__(stack, name)
         self.program = programs.haproxy()
         self.server = server
         self.threads = threads
+        self.options = options
 
     @property
     def configuration(self) -> Path:
@@ -275,7 +278,7 @@ class Haproxy(Server):
         self.configuration.write_text(
             f"global\n  maxconn 4096\n  nbthread {self.threads}\n"
             "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
-            f"listen pool\n  bind {self.address}\n  server only {self.server.address}\n"
+            f"listen pool\n  bind {self.address}\n  server only {self.server.address} {self.options}\n"
         )
 
     def command(self) -> list[str]:

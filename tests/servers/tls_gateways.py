@@ -31,7 +31,12 @@ class TlsGroup:
 def mariadb_with_tls(stack: Stack, authority: Authority, replicas: int = 2) -> TlsGroup:
     """MariaDB 10.11 makes no certificates for itself."""
     own = authority.issue("mariadb", "127.0.0.1", "localhost")
-    options = [f"--ssl-ca={authority.cert}", f"--ssl-cert={own.cert}", f"--ssl-key={own.key}"]
+    options = [
+        f"--ssl-ca={authority.cert}",
+        f"--ssl-cert={own.cert}",
+        f"--ssl-key={own.key}",
+        "--max-allowed-packet=64M",
+    ]
     group = mysql_group(stack, "mariadb", replicas=replicas, name="tls-mariadb", options=options)
     return TlsGroup(group, f'{{ca = "{authority.cert}"}}')
 
