@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import ConfigError
-from gateway.net.tls import reason_of
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # older versions are deprecated (RFC 8996); MySQL 8 and later refuse them, too
 
@@ -78,7 +77,7 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"the key {key} does not belong to the certificate {cert}") from None
-        raise ConfigError(f"{cert} and {key} cannot be used as certificate and key: {reason_of(error)}") from None
+        raise ConfigError(f"{cert} and {key} are not a certificate and its key in PEM") from None
 
 
 class _EncryptedKeyError(Exception):
@@ -93,8 +92,8 @@ def _load_authorities(context: ssl.SSLContext, file: Path) -> None:
     _read(file)
     try:
         context.load_verify_locations(file)
-    except ssl.SSLError as error:
-        raise ConfigError(f"{file} holds no certificates of authorities: {reason_of(error)}") from None
+    except ssl.SSLError:
+        raise ConfigError(f"{file} holds no certificates in PEM") from None
 
 
 def _read(file: Path) -> None:

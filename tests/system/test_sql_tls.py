@@ -277,7 +277,7 @@ def test_new_certificates_are_read_at_sighup_and_broken_ones_are_not(
         gateway.process.signal(signal.SIGHUP)
         gateway.wait_until(lambda: "were not reloaded" in gateway.log.read_text(), "it says that it is broken")
         assert serial(gateway) == second
-        assert f"{own.cert} and {own.key} cannot be used as certificate and key" in gateway.log.read_text()
+        assert f"{own.cert} and {own.key} are not a certificate and its key in PEM" in gateway.log.read_text()
         assert value(before, "SELECT 1") == 1, "a connection that was open goes on"
 
 
