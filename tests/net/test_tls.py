@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import os
 import socket
@@ -345,3 +347,34 @@ async def handshaken(peer: socket.socket, context: ssl.SSLContext) -> Buffers:
             peer.sendall(client.outgoing.read())
             await wait_all_tasks_blocked()
             return client
+
+
+def test_a_connection_that_once_carried_much_does_not_keep_the_room(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """OpenSSL's memory buffers never shrink: filled with 1 MB each way at once, they would keep 2 MB."""
+    much = bytes(1_000_000)
+
+    def connection() -> TlsLayer:
+        ours = TlsLayer(server_context, server_side=True)
+        theirs = TlsLayer(client_context, server_side=False, server_hostname="db.example")
+        theirs.inbound(b"")
+        while not (ours.open and theirs.open):
+            ours.inbound(theirs.outbound(b""))
+            theirs.inbound(ours.outbound(b""))
+        assert ours.inbound(theirs.outbound(much)) == much
+        assert theirs.inbound(ours.outbound(much)) == much
+        return ours
+
+    connections = [connection() for _ in range(5)]
+    before = resident()
+    connections += [connection() for _ in range(40)]
+    assert (resident() - before) / 40 < 300_000
+
+
+def resident() -> int:
+    """Bytes of this process's memory that are in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
