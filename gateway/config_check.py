@@ -240,8 +240,6 @@ def _unserved(config: Config) -> Iterator[tuple[Place, str]]:
             yield (*place, "tls"), f"tls of {listener.protocol} listeners"
         if listener.proxy_protocol_from and listener.protocol != "mysql":
             yield (*place, "proxy_protocol_from"), f"proxy_protocol_from of {listener.protocol} listeners"
-        if listener.autocommit_off_reads == "replica":
-            yield (*place, "autocommit_off_reads"), 'autocommit_off_reads = "replica"'
     for index, group in enumerate(config.groups):
         place = ("group", index)
         if group.engine == "mysql":

@@ -324,7 +324,6 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
     [
         ('group = "sessions"', 'tls = {cert = "a", key = "b"}', "tls of memcached listeners"),
         ('group = "sessions"', 'proxy_protocol_from = ["10.0.0.0/8"]', "proxy_protocol_from of memcached listeners"),
-        ('group = "orders"', 'autocommit_off_reads = "replica"', 'autocommit_off_reads = "replica"'),
         ('engine = "mysql"', 'failover = "promote"', 'failover = "promote"'),
         ('engine = "mysql"', "promote_unfenced = true", "promote_unfenced"),
         ('primary = "master"', 'journal = "fsync"', 'journal = "fsync"'),

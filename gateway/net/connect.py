@@ -52,9 +52,12 @@ async def _connect(sock: socket.socket, address: object) -> socket.socket:
 
 
 class Conversation:
-    """A dialogue on one endpoint, awaited by one task: log-ins and questions. Owns the endpoint meanwhile."""
+    """A dialogue on one endpoint, awaited by one task: log-ins and questions. Owns the endpoint meanwhile.
 
-    def __init__(self, lane: Lane, sock: socket.socket, unread_limit: int = UNREAD_LIMIT_BYTES) -> None:
+    It is a new one for a socket, or one that is taken from its owner.
+    """
+
+    def __init__(self, lane: Lane, sock: socket.socket | Endpoint, unread_limit: int = UNREAD_LIMIT_BYTES) -> None:
         self._lane = lane
         self._unread_limit = unread_limit
         self._unread: list[bytes] = []
@@ -62,7 +65,11 @@ class Conversation:
         self._error: Exception | None = None
         self._ended = False
         self._lot = trio.lowlevel.ParkingLot()
-        self.endpoint = Endpoint(lane, sock, self)
+        if isinstance(sock, Endpoint):
+            self.endpoint = sock
+            sock.owner = self
+        else:
+            self.endpoint = Endpoint(lane, sock, self)
 
     async def receive(self) -> bytes:
         """What the peer sent since the last call; b"" once it ended. Raises OSError when the connection is lost."""

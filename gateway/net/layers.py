@@ -88,6 +88,11 @@ def add_layer(endpoint: Endpoint, layer: Layer, received: bytes = b"") -> None:
         layered.lane.batch(lambda: layered.deliver(received))
 
 
+def has_layer(endpoint: Endpoint, kind: type) -> bool:
+    """Whether an endpoint has a layer of this kind."""
+    return isinstance(endpoint, LayeredEndpoint) and any(isinstance(layer, kind) for layer in endpoint._layers)
+
+
 class LayeredEndpoint(Endpoint):
     """An endpoint with layers. `_out` stays empty: nothing that the owner writes reaches the socket as it is."""
 

@@ -57,6 +57,7 @@ class ServerIdentity:
     charset: str  # of clients that ask for none
     capabilities: int = 0  # of its greeting
     max_prepared_statements: int = 16_382  # of all its connections together
+    isolation: str = ""  # of transactions whose session asks for none: "READ-COMMITTED"
 
 
 class Observer:
@@ -258,12 +259,13 @@ MYSQL: Final = _Flavour(
 async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIdentity:
     mariadb = "MariaDB" in greeting.server_version
     uuid = "''" if mariadb else "@@global.server_uuid"
+    isolation = "@@global.tx_isolation" if mariadb else "@@global.transaction_isolation"
     own, uptime, collations = await ask(
         conversation,
         [
             query(
                 f"SELECT @@global.version, @@global.server_id, {uuid}, @@global.sql_mode, "
-                "@@global.character_set_client, @@global.max_prepared_stmt_count"
+                f"@@global.character_set_client, @@global.max_prepared_stmt_count, {isolation}"
             ),
             query("SHOW GLOBAL STATUS LIKE 'Uptime'"),
             query(
@@ -272,7 +274,7 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
             ),
         ],
     )
-    shown, server_id, server_uuid, sql_mode, charset, prepared = texts(own)[0]
+    shown, server_id, server_uuid, sql_mode, charset, prepared, isolation = texts(own)[0]
     return ServerIdentity(
         version=shown,
         greets_as=greeting.server_version,
@@ -285,6 +287,7 @@ async def _identify(conversation: Conversation, greeting: Greeting) -> ServerIde
         charset=charset,
         capabilities=greeting.capabilities,
         max_prepared_statements=int(prepared),
+        isolation=isolation,
     )
 
 

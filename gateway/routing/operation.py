@@ -51,6 +51,7 @@ class PinCause(Enum):
     TRANSACTION_CHARACTERISTIC = "one-shot SET TRANSACTION"
     ROLE = "SET ROLE"
     XA = "XA transaction"
+    SAVEPOINT = "savepoint before the transaction's first table, under autocommit=0"
     CONNECTION_ID = "CONNECTION_ID() was asked for: whoever ends it by KILL must not end another session's work"
     UNPROVEN = "statement that could not be understood"
 

@@ -91,6 +91,10 @@ class MysqlSession:
         self.failure: Exception | None = None
         self.failure_held = False  # see Declined
         self.has_primary_place = False  # see leave_primary_reads
+        # Under autocommit=0: the transaction at a replica is one that may still write, at the primary then; and it has
+        # only read so far at the primary, where it is for want of READ COMMITTED or of autocommit_off_reads.
+        self.reads_first = False
+        self.kept_reading = False
         self.waiting: trio.CancelScope | None = None  # around what the task does for a declined command
         self.frozen: trio.Event | None = None  # a KILL QUERY is under way: set when it was answered
         self._stalled = False  # more output waits for the client than it reads
@@ -157,8 +161,13 @@ class MysqlSession:
             return False
         held = self.held
         if held is not None:
-            if held.arming.replica and not stays_at_replica(operation):
+            if held.arming.replica and not stays_at_replica(operation, self.reads_first):
                 return False
+            if self.kept_reading:
+                if operation.kind is Kind.READ:
+                    service.kept_by_autocommit += 1
+                else:
+                    self.kept_reading = False
             member = self.topology.members[held.member]
             self.begin(held, member, raw, operation, policy, "the session keeps its connection")
             return True
@@ -394,18 +403,28 @@ class MysqlSession:
         self, connection: MysqlConnection, operation: SqlOperation, error: ServerError
     ) -> Declined | None:
         """A replica's refusal that is no answer for the client: nothing was sent to it, nothing was carried out."""
-        alone = self.held is None and operation.transaction is TransactionEffect.NONE
+        alone = (self.held is None or self.reads_first) and operation.transaction is TransactionEffect.NONE
         if not (alone and connection.arming.replica and self._tracker.refused):
             return None
         if error.code in REFUSED_AS_WRITE:  # the second fence: it was no read after all
             connection.last_session = None  # the error that it left is nobody's
-            connection.home.give_back(connection)
+            if self.held is None:
+                connection.home.give_back(connection)
+            else:
+                self._leave_held()
+                self.prepared.lost(connection)
+                self.service.recycle(connection)
             self.service.learn_write(*self.prepared.text_and_reading(self.raw), operation)
             return Declined(self.raw, BackendRefused(error.message, error.code), connection.member)
         if error.code == ErrorCode.SERVER_SHUTDOWN:
+            self._leave_held()
             connection.close()
             return Declined(self.raw, ConnectionResetError(error.message), connection.member)
         return None
+
+    def _leave_held(self) -> None:
+        self.held = None
+        self.kept.status &= ~IN_TRANSACTION
 
     def backend_lost(self, connection: MysqlConnection, error: Exception) -> None:
         """The connection broke. It is closed already, and its place given back."""
@@ -580,6 +599,33 @@ class MysqlSession:
             connection.close()
         else:
             self.service.recycle(connection)
+
+    def forget_all(self) -> None:
+        """Gives back whatever the session has on connections: its client begins anew."""
+        held, self.held = self.held, None
+        for connection in {held, self.residue.writer, self.residue.last} - {None}:
+            assert connection is not None
+            pool = self.topology.members[connection.member].pool
+            if connection is held or pool.take_bound(connection, self):
+                self.let_go(connection)
+        self.prepared.clear()
+        self.residue.forget()
+
+    def take_unread(self) -> bytes:
+        """What the client has sent behind the command at hand; the reader begins anew."""
+        unread = b"".join((*self._backlog, self._reader.take_held()))
+        self._backlog.clear()
+        self._reader = (PacketReader if self._plain else AttributedReader)(limit=self.service.config.max_allowed_packet)
+        return unread
+
+    def become(self, login: LoggedIn, credentials: Credentials) -> None:
+        """Goes on as another user, as after a log-in."""
+        self.forget_all()
+        self.user = login.user
+        self.credentials = credentials
+        self.kept = SessionState(self.service, login)
+        self.policies = self.service.policies_for(self.user, self.service.client_of(self.endpoint))
+        self.operation = self.policy = self.member = None
 
     def _leave(self) -> None:
         connection = self.connection

@@ -31,6 +31,7 @@ _ADVICE: Final = {
     "TRANSACTION_CHARACTERISTIC": "COMMIT or ROLLBACK; SET SESSION TRANSACTION, or START TRANSACTION READ ONLY",
     "ROLE": "a default role of the account",
     "XA": "ordinary transactions",
+    "SAVEPOINT": "COMMIT or ROLLBACK; BEGIN before it",
     "CONNECTION_ID": "the thread id that the log-in tells, which is the gateway's own",
     "UNPROVEN": "a statement that the gateway understands; `gateway explain` tells",
 }

@@ -22,7 +22,7 @@ from gateway.net.tls import TlsLayer
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake, StartTls
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerEvent, ServerHandshake, StartTls
 from gateway.sessions.login_failures import FailureRate
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_capabilities import of_backend, offered
@@ -116,17 +116,52 @@ class Entrance:
             must_be_secure=settings is not None and settings.required,
         )
         conversation.write(handshake.greeting())
-        first = True
-        encrypted = False
+        proved = await self._authenticate(conversation, handshake, address, [])
+        if proved is None:
+            return None
+        login, candidate = proved
+        admitted = await self._admit(conversation, address, login, candidate)
+        if admitted is None:
+            return None
+        login, credentials = admitted
+        session = MysqlSession(self._service, conversation.endpoint, login, credentials, id_)
+        conversation.write(answers.ok(login.sequence))
+        return session, login
+
+    async def change_user(
+        self, conversation: Conversation, message: bytes, capabilities: int, *, encrypted: bool
+    ) -> tuple[LoggedIn, Credentials] | None:
+        """Who a client has proved to be by COM_CHANGE_USER, to be told OK; None if it was refused or has gone."""
+        address = self._service.client_of(conversation.endpoint)
+        identity = self._topology.identity
+        assert identity is not None  # there was a log-in
+        handshake = ServerHandshake(
+            connection_id=0,
+            server_version=identity.greets_as,
+            capabilities=0,
+            host=address or "localhost",
+            key=self._key,
+            plugin=NATIVE_PASSWORD if identity.mariadb else CACHING_SHA2_PASSWORD,
+            secure=encrypted or conversation.endpoint.sock.family == socket.AF_UNIX,
+        )
+        events = handshake.change_user(message, capabilities)
+        proved = await self._authenticate(conversation, handshake, address, events, encrypted=encrypted)
+        return None if proved is None else await self._admit(conversation, address, proved[0], proved[1])
+
+    async def _authenticate(
+        self,
+        conversation: Conversation,
+        handshake: ServerHandshake,
+        address: str,
+        begun: list[ServerEvent],
+        *,
+        encrypted: bool = False,
+    ) -> tuple[LoggedIn, Candidate] | None:
+        """Leads the conversation on until the client has proved who it is; None if it was refused or has gone."""
+        first = not begun
+        events = deque(begun)
         candidate: Candidate | None = None
         while True:
-            chunk = await conversation.receive()
-            if not chunk:
-                return None
-            if first and is_proxy_header(chunk):
-                raise ProxyProtocolError("a PROXY protocol header from outside of proxy_protocol_from")
-            first = False
-            events = deque(handshake.feed(chunk))
             while events:
                 match events.popleft():
                     case Send(data):
@@ -149,8 +184,14 @@ class Entrance:
                         return None
                     case LoggedIn() as login:
                         assert candidate is not None
-                        session = await self._enter(conversation, address, login, candidate, id_)
-                        return None if session is None else (session, login)
+                        return login, candidate
+            chunk = await conversation.receive()
+            if not chunk:
+                return None
+            if first and is_proxy_header(chunk):
+                raise ProxyProtocolError("a PROXY protocol header from outside of proxy_protocol_from")
+            first = False
+            events.extend(handshake.feed(chunk))
 
     def _refusal_at_once(self, host: str, address: str) -> bytes | None:
         """What a client hears instead of a greeting, if it is not greeted."""
@@ -175,10 +216,10 @@ class Entrance:
             block = self._service.config.log_in_failures.block
             log.warning("client address is blocked", listener=self._listener, client=address, seconds=block)
 
-    async def _enter(
-        self, conversation: Conversation, address: str, login: LoggedIn, candidate: Candidate, id_: int
-    ) -> MysqlSession | None:
-        """Asks a server whether it would have let this user in, too; only then is the client told OK."""
+    async def _admit(
+        self, conversation: Conversation, address: str, login: LoggedIn, candidate: Candidate
+    ) -> tuple[LoggedIn, Credentials] | None:
+        """Asks a server whether it would have let this user in, too; only then is the client told OK, by the caller."""
         user = login.user
         settings = self._users.settings(user)
         if not login.database and settings is not None and settings.database:
@@ -201,9 +242,7 @@ class Entrance:
             conversation.write(answers.err(login.sequence, code, str(error), error.sqlstate))
             return None
         self._failures.succeeded(address)
-        session = MysqlSession(self._service, conversation.endpoint, login, credentials, id_)
-        conversation.write(answers.ok(login.sequence))
-        return session
+        return login, credentials
 
     @staticmethod
     def _refuse(conversation: Conversation, sequence: int, error: Refused) -> None:

@@ -118,6 +118,15 @@ def thread_id_answer(session: MysqlSession, raw: bytes) -> bytes:
     return _values(session, raw, [(item, session.id) for item in items], 0)
 
 
+async def insert_id_answer(session: MysqlSession, raw: bytes) -> bytes | None:
+    """The reply to SELECT LAST_INSERT_ID(); None if it asks for more, or the connection that knew it is lost."""
+    items = select_items(session.prepared.text_and_reading(raw)[0])
+    if items is None or any(item.asked is not Asked.LAST_INSERT_ID for item in items):
+        return None
+    known = await insert_id(session)
+    return None if known is None else _values(session, raw, [(item, known) for item in items], 0)
+
+
 async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
     """The reply to a question about the statement before, made from what is known of it; None if that is not enough."""
     sql = session.prepared.text_and_reading(raw)[0]

@@ -70,6 +70,7 @@ class MysqlService:
         self.retried = 0
         self.prepared_again = 0  # executions whose statement was prepared first on the connection at hand
         self.fenced = 0  # reads that a replica refused as writes
+        self.kept_by_autocommit = 0  # reads that only autocommit=0 kept at the primary
         self.sessions: set[MysqlSession] = set()
         self.fallbacks: Counter[str] = Counter()  # reads that wanted a replica and went to the primary
         self._nursery = nursery
@@ -310,4 +311,5 @@ class MysqlService:
             "prepared_statements": sum(len(session.prepared) for session in self.sessions),
             "statements_prepared_again": self.prepared_again,
             "reads_at_primary_for_want_of_a_replica": sum(self.fallbacks.values()),
+            "reads_kept_at_primary_by_autocommit_0": self.kept_by_autocommit,
         }

@@ -8,7 +8,7 @@ insert id, warnings, row counts; it is asked for there, or remembered when that 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -144,8 +144,19 @@ class SessionState:
     def stays_at_primary(self) -> str | None:
         """Why the session itself keeps even proven reads at the primary, in words."""
         if not self.status & AUTOCOMMIT:
-            return "autocommit is off: every statement belongs to a transaction"
+            if self._service.config.autocommit_off_reads == "primary":
+                return "autocommit is off: every statement belongs to a transaction (autocommit_off_reads)"
+            if not self._read_committed():
+                return "autocommit is off, and only at READ COMMITTED may a transaction read at a replica first"
         return self.state.stays_at_primary
+
+    def _read_committed(self) -> bool:
+        """Whether each statement of a transaction sees what is committed by then, so that the server may change."""
+        chosen = self.state.value_of("transaction_isolation")
+        if chosen is not None:
+            return chosen.strip("'\"").upper() in ("READ-COMMITTED", "1")
+        identities = [member.identity for member in self._service.topology.members.values()]
+        return all(identity is not None and identity.isolation == "READ-COMMITTED" for identity in identities)
 
     def follow(
         self, connection: MysqlConnection, raw: bytes, operation: SqlOperation, changes: SessionChanges | None
@@ -171,6 +182,8 @@ class SessionState:
             self.reading = self._service.reading(state, self.status, self._capabilities)
         if operation.pin is not None:
             self.pin(raw, operation)
+        elif operation.statement == "savepoint" and not self.status & (AUTOCOMMIT | IN_TRANSACTION):
+            self.pin(raw, replace(operation, pin=PinCause.SAVEPOINT))  # servers tell of no transaction yet
         if operation.transaction is TransactionEffect.IMPLICIT_COMMIT and changes_accounts(operation, raw):
             self._service.users.account_changed()
         if self.pins:
@@ -233,8 +246,11 @@ class SessionState:
                 self._without(PinCause.TEMPORARY_TABLE, self._qualified(operation.writes))
             elif statement in ("alter table", "rename table"):
                 pins[PinCause.TEMPORARY_TABLE].names = None  # it may have another name now
-        if operation.transaction in _ENDS and not self.status & IN_TRANSACTION:
+        effect = operation.transaction
+        if effect in _ENDS and not self.status & IN_TRANSACTION:
             pins.pop(PinCause.TRANSACTION_CHARACTERISTIC, None)
+        if effect is not TransactionEffect.NONE and effect is not TransactionEffect.SAVEPOINT:
+            pins.pop(PinCause.SAVEPOINT, None)
 
     def _without(self, cause: PinCause, names: set[str]) -> None:
         pin = self.pins.get(cause)

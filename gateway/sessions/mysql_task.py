@@ -18,14 +18,15 @@ from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.protocol.mysql.packets import PacketError, packets_in
 from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
+from gateway.sessions.mysql_change_user import change_user
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
 from gateway.sessions.mysql_kill import interrupted, kill
 from gateway.sessions.mysql_options import set_option
 from gateway.sessions.mysql_prepared import COMMANDS
 from gateway.sessions.mysql_read_back import after_exchange
-from gateway.sessions.mysql_residue import answer, thread_id_answer
-from gateway.sessions.mysql_state import IN_TRANSACTION, operation_of_command, refusal_of_command
+from gateway.sessions.mysql_residue import answer, insert_id_answer, thread_id_answer
+from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, operation_of_command, refusal_of_command
 from gateway.topology.mysql import SqlMember
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ class Declined:
     held: bool = False
 
 
-def stays_at_replica(operation: SqlOperation) -> bool:
-    """Whether a replica can carry out a statement of a READ ONLY transaction that it serves."""
+def stays_at_replica(operation: SqlOperation, reads_first: bool) -> bool:
+    """Whether a replica can carry out a statement of a READ ONLY transaction that it serves.
+
+    `reads_first`: it is none, but one of autocommit=0 that has only read so far.
+    """
     if operation.kind is Kind.READ:
-        return operation.pin is None and operation.needs_primary is None
+        about_insert = operation.last_connection and ABOUT_INSERT & operation.functions
+        return operation.pin is None and operation.needs_primary is None and not about_insert
     if operation.read_back:
         return True
+    if reads_first and operation.transaction is TransactionEffect.SAVEPOINT:
+        return False
     ends = operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT)
     return operation.kind in (Kind.TRANSACTION, Kind.SESSION) and operation.pin is None and not ends
 
@@ -123,6 +130,9 @@ class CommandTask:
             return
         if command == Command.RESET_CONNECTION:
             self._reset()
+            return
+        if command == Command.CHANGE_USER:
+            await change_user(self.session, raw)
             return
         if command == Command.SET_OPTION:
             await set_option(self, raw)
@@ -212,7 +222,12 @@ class CommandTask:
         if own and operation.last_connection and await self._answered(raw, operation):
             return
         held = self.session.held
-        if held is not None and held.arming.replica and not stays_at_replica(operation):
+        if held is not None and held.arming.replica and not stays_at_replica(operation, self.session.reads_first):
+            # In the middle of what a replica serves, which knows nothing of the session's inserts.
+            answered = await insert_id_answer(self.session, raw) if operation.last_connection else None
+            if answered is not None:
+                self.session.endpoint.write(answered)
+                return
             await self._leave_replica(held, operation)
             held = self.session.held
         if held is not None:
@@ -225,8 +240,14 @@ class CommandTask:
             if staying is None and not self.session.topology.has_replicas:
                 staying = NO_REPLICAS
             if staying is None:
+                # Until it says otherwise: a READ ONLY transaction is one that the client began.
+                session = self.session
+                session.reads_first = not session.kept.status & AUTOCOMMIT and operation.kind is Kind.READ
                 await self._run_read(raw, operation, policy)
             else:
+                if not self.session.kept.status & AUTOCOMMIT:
+                    self.session.service.kept_by_autocommit += 1
+                    self.session.kept_reading = True
                 await self._run_at_primary(raw, operation, policy, staying)
         elif self.session.topology.primary_member is None and await self._set_at_replica(raw, operation, policy):
             return
@@ -247,7 +268,10 @@ class CommandTask:
 
     async def _leave_replica(self, held: MysqlConnection, operation: SqlOperation) -> None:
         """A READ ONLY transaction is open at a replica, and this statement cannot be carried out there."""
-        if operation.transaction in (TransactionEffect.BEGIN, TransactionEffect.IMPLICIT_COMMIT):
+        if self.session.reads_first or operation.transaction in (
+            TransactionEffect.BEGIN,
+            TransactionEffect.IMPLICIT_COMMIT,
+        ):
             self.session.held = None
             self.session.kept.status &= ~IN_TRANSACTION
             # As the server does before it begins with the statement.
@@ -471,13 +495,6 @@ class CommandTask:
     def _reset(self) -> None:
         """COM_RESET_CONNECTION: everything but user, database and what was read is as after the log-in."""
         session = self.session
-        held, session.held = session.held, None
-        for connection in {held, session.residue.writer, session.residue.last} - {None}:
-            assert connection is not None
-            pool = session.topology.members[connection.member].pool
-            if connection is held or pool.take_bound(connection, session):
-                session.let_go(connection)
-        session.prepared.clear()
-        session.residue.forget()
+        session.forget_all()
         session.kept.reset()
         session.endpoint.write(answers.ok(1, status=session.kept.status))

@@ -188,6 +188,39 @@ class HandshakeResponse:
             attributes=attributes,
         )
 
+    @classmethod
+    def parse_change_user(cls, payload: bytes, capabilities: int) -> HandshakeResponse:
+        """Parse what follows the first byte of COM_CHANGE_USER, from a client that agreed on `capabilities`.
+
+        https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_change_user.html; all behind the database
+        may be missing, and `collation` is 0 then.
+        """
+        user, at = read_nul_bytes(payload, 0)
+        if capabilities & _SECURE_CONNECTION:
+            length, at = read_int(payload, at, 1)
+            answer, at = read_fixed(payload, at, length)
+        else:
+            answer, at = read_nul_bytes(payload, at)
+        database, at = read_nul_bytes(payload, at)
+        collation = 0
+        plugin = b""
+        attributes: dict[str, str] = {}
+        if at < len(payload):
+            collation, at = read_int(payload, at, 2)
+        if at < len(payload) and capabilities & _PLUGIN_AUTH:
+            plugin, at = read_nul_bytes(payload, at)
+        if at < len(payload) and capabilities & _CONNECT_ATTRS:
+            attributes = _parse_attributes(payload, at)
+        return cls(
+            user=text(user),
+            answer=answer,
+            capabilities=capabilities,
+            database=text(database) or None,
+            plugin=text(plugin) or None,
+            collation=collation,
+            attributes=attributes,
+        )
+
 
 def _parse_attributes(payload: bytes, at: int) -> dict[str, str]:
     length, at = read_lenenc_int(payload, at)

@@ -25,7 +25,7 @@ connection (TLS, or a unix socket) the full path carries the password as it is, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from gateway.errors import BackendRefused, Refused
@@ -212,6 +212,7 @@ class ServerHandshake:
         self._secure = secure
         self._must_be_secure = must_be_secure
         self._key_asked = False
+        self._changing = False  # it is a COM_CHANGE_USER
 
     @property
     def sequence(self) -> int:
@@ -246,6 +247,24 @@ class ServerHandshake:
         except PacketError as error:
             events += self._deny(error.code, str(error))
         return events
+
+    def change_user(self, message: bytes, capabilities: int) -> list[ServerEvent]:
+        """Begin with a COM_CHANGE_USER instead of a greeting; `capabilities` are those of the log-in.
+
+        The client answered the nonce of its log-in. It is asked to answer a fresh one, as servers may: an answer that
+        somebody has seen proves nothing then.
+        """
+        self._sequence = message[3] + 1
+        self._greeting = replace(self._greeting, capabilities=capabilities)
+        self._changing = True
+        try:
+            if not capabilities & _PLUGIN_AUTH:
+                return self._deny_protocol()
+            self._response = HandshakeResponse.parse_change_user(payload_of(message)[1:], capabilities)
+        except PacketError as error:
+            return self._deny(error.code, str(error))
+        self._wait = _Wait.KNOWN
+        return [Named(self._user)]
 
     def identify(self, known: Known) -> list[ServerEvent]:
         """Go on after `Named` with what is known of that user; return what to do, in order."""
@@ -287,6 +306,10 @@ class ServerHandshake:
     def _on_known(self) -> list[ServerEvent]:
         response = self._response
         assert response is not None
+        if self._changing:
+            if response.plugin in PLUGINS:
+                self._plugin = response.plugin
+            return self._switch()
         if not response.capabilities & _PLUGIN_AUTH:
             self._plugin = NATIVE_PASSWORD  # the only plugin that such a client can mean
         elif response.plugin not in PLUGINS:
