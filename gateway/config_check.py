@@ -175,6 +175,8 @@ def _mysql_group(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, str]]
         )
     if group.pool.min_idle > group.pool.size:
         yield (*place, "pool", "min_idle"), f"min_idle {group.pool.min_idle} is more than the pool's size"
+    if group.users == "backend" and group.proof_interval <= 0:
+        yield (*place, "proof_interval"), "proof_interval must be more than 0"
     if group.users != "backend":
         if not group.users:
             yield (*place, "users"), "users is empty: nobody could log in"
@@ -249,8 +251,6 @@ def _unserved(config: Config) -> Iterator[tuple[Place, str]]:
 
 
 def _unserved_mysql(group: MysqlGroup, place: Place) -> Iterator[tuple[Place, str]]:
-    if group.users == "backend":
-        yield (*place, "users"), 'users = "backend"'
     if group.failover == "promote":
         yield (*place, "failover"), 'failover = "promote"'
     if group.balance != "least-busy":

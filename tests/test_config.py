@@ -343,9 +343,9 @@ def test_an_option_of_a_later_version_is_refused(tmp_path: Path, after: str, opt
     assert unserved(config) == [f"{tmp_path}/gateway.toml:{line}: {what} is not available in this version"]
 
 
-def test_users_of_the_backend_are_for_later(tmp_path: Path) -> None:
+def test_users_of_the_backend_are_served(tmp_path: Path) -> None:
     config = load(tmp_path, SMALL.replace('[{name = "app", password = "a"}]', '"backend"'))
-    assert unserved(config) == [f'{tmp_path}/gateway.toml:18: users = "backend" is not available in this version']
+    assert unserved(config) == []
 
 
 def test_redis_alone_is_not_served(tmp_path: Path) -> None:

@@ -139,19 +139,28 @@ class BackendUsers(Users):
 
     async def run(self) -> None:
         """Proves what is in use again and again, until cancelled."""
-        await self._check_rights()
-        while True:
-            with trio.move_on_after(self._interval):
-                await self._doubt.wait()
-            self._doubt = trio.Event()
-            if self.problem is not None:
-                await self._check_rights()
-            now = trio.current_time()
-            for (name, password), proof in list(self._proofs.items()):
-                if now - proof.used > KEPT_SECONDS and not self.connections[proof.account.user]:
-                    self._proofs.pop((name, password), None)
-                elif now - proof.at >= self._interval / 2:
-                    await self._prove_again(name, password, proof)
+        try:
+            while self.topology.primary_member is None:
+                await self.topology.changed()
+            await self._check_rights()
+            while True:
+                with trio.move_on_after(self._interval):
+                    await self._doubt.wait()
+                self._doubt = trio.Event()
+                if self.problem is not None:
+                    await self._check_rights()
+                await self._prove_all()
+        finally:
+            if self._reader is not None:
+                self._reader.conversation.close()
+
+    async def _prove_all(self) -> None:
+        now = trio.current_time()
+        for (name, password), proof in list(self._proofs.items()):
+            if now - proof.used > KEPT_SECONDS and not self.connections[proof.account.user]:
+                self._proofs.pop((name, password), None)
+            elif now - proof.at >= self._interval / 2:
+                await self._prove_again(name, password, proof)
 
     async def _prove_again(self, name: str, password: Password, proof: _Proof) -> None:
         began = trio.current_time()
