@@ -51,13 +51,15 @@ def user(sql_group: MysqlGroup) -> Iterator[Account]:
 
 
 @contextlib.contextmanager
-def account(group: MysqlGroup, *, host: str = "%", via: str = "BY 'pw'", more: str = "") -> Iterator[Account]:
-    name = f"'b_user'@'{host}'"
+def account(
+    group: MysqlGroup, *, user: str = "b_user", host: str = "%", via: str = "BY 'pw'", more: str = ""
+) -> Iterator[Account]:
+    name = f"'{user}'@'{host}'"
     group.primary.query(f"CREATE USER {name} IDENTIFIED {via} {more}")
     group.primary.query(f"GRANT ALL ON shop.* TO {name}")
     group.wait_caught_up()
     try:
-        yield Account("b_user", "pw")
+        yield Account(user, "pw")
     finally:
         group.primary.query(f"DROP USER IF EXISTS {name}")
         group.wait_caught_up()
@@ -289,27 +291,27 @@ def ends(connection: Connection) -> None:
 
 
 def test_a_credential_is_proved_again_and_dropped_with_its_connections_and_sessions(
-    gateways: GatewayMaker, backend: SqlGateway, sql_group: MysqlGroup, user: Account
+    gateways: GatewayMaker, backend: SqlGateway, sql_group: MysqlGroup
 ) -> None:
     gateway = gateways(sql_group, users='"backend"', settings='proof_interval = "200ms"')
-    with gateway.connect("shop", user) as idle, gateway.connect("shop", user) as busy:
-        rows(busy, "CREATE TABLE t (a INT PRIMARY KEY)")
-        rows(idle, "INSERT INTO t VALUES (0)")
-        busy.begin()
-        rows(busy, "INSERT INTO t VALUES (1)")
-        assert len(threads(sql_group)) > 1
-        sql_group.primary.query(
-            "ALTER USER 'b_user'@'%' IDENTIFIED BY 'new'"
-        )  # past the gateway, and no log-in follows
-        gateway.wait_until(lambda: gateway.figures["sessions"] == 1, "the idle session has ended")
-        gateway.wait_until(lambda: len(threads(sql_group)) == 1, "the idle connections are closed")
-        rows(busy, "INSERT INTO t VALUES (2)")
-        busy.commit()
-        ends(idle)
-        ends(busy)
-    gateway.wait_until(lambda: not threads(sql_group), "nothing is left of it")
-    with gateway.connect("shop", Account(user.user, "new")) as one:
-        assert value(one, "SELECT COUNT(*) FROM t") == 3
+    with account(sql_group, user="b_proved") as user:
+        with gateway.connect("shop", user) as idle, gateway.connect("shop", user) as busy:
+            rows(busy, "CREATE TABLE t (a INT PRIMARY KEY)")
+            rows(idle, "INSERT INTO t VALUES (0)")
+            busy.begin()
+            rows(busy, "INSERT INTO t VALUES (1)")
+            assert len(threads(sql_group, user.user)) > 1
+            change = f"ALTER USER '{user.user}'@'%' IDENTIFIED BY 'new'"
+            sql_group.primary.query(change)  # past the gateway, and no log-in follows
+            gateway.wait_until(lambda: gateway.figures["sessions"] == 1, "the idle session has ended")
+            gateway.wait_until(lambda: len(threads(sql_group, user.user)) == 1, "the idle connections are closed")
+            rows(busy, "INSERT INTO t VALUES (2)")
+            busy.commit()
+            ends(idle)
+            ends(busy)
+        gateway.wait_until(lambda: not threads(sql_group, user.user), "nothing is left of it")
+        with gateway.connect("shop", Account(user.user, "new")) as one:
+            assert value(one, "SELECT COUNT(*) FROM t") == 3
 
 
 def test_account_statements_through_the_gateway_count_at_once(

@@ -12,6 +12,7 @@ from typing import Any
 import pymysql
 import pytest
 from gateways import Connection, GatewayMaker, SqlGateway, rows, value
+from pymysql.constants import COMMAND
 
 from gateway.demo.mysql_servers import APP, Account, MysqlGroup
 
@@ -89,6 +90,9 @@ def test_a_read_only_user_s_writes_never_reach_a_server(gateways: GatewayMaker, 
                     rows(one, sql)
                 assert error.value.args[0] == 1290, sql
                 assert "the user is read_only" in error.value.args[1]
+                with pytest.raises(pymysql.MySQLError) as error:
+                    prepare(one, sql)
+                assert error.value.args[0] == 1290, sql
             assert rows(one, "SELECT a FROM t") == [(1,)]
             one.begin()
             assert rows(one, "SELECT a FROM t") == [(1,)]
@@ -98,6 +102,11 @@ def test_a_read_only_user_s_writes_never_reach_a_server(gateways: GatewayMaker, 
             assert value(one, "SELECT @@transaction_isolation" if is_mysql(sql_group) else "SELECT @@tx_isolation")
         assert sql_group.primary.position() == before
         assert gateway.member(sql_group.primary)["writes"] == 3  # SET autocommit, BEGIN and COMMIT
+
+
+def prepare(connection: Any, sql: str) -> None:
+    connection._execute_command(COMMAND.COM_STMT_PREPARE, sql)
+    connection._read_packet()
 
 
 def is_mysql(group: MysqlGroup) -> bool:
