@@ -71,9 +71,13 @@ class Borrower(Protocol):
 
 
 class Home(Protocol):
-    """The pool that a connection belongs to. `statement_limit`: how many statements it may have prepared."""
+    """The pool that a connection belongs to.
+
+    `statement_limit`: how many statements it may have prepared; `replays` counts how often state was brought to one.
+    """
 
     statement_limit: int
+    replays: int
 
     def forget(self, connection: MysqlConnection) -> None:
         """The connection is closed: it occupies no place any more."""
@@ -199,6 +203,7 @@ class MysqlConnection:
         the taker is told by `prelude_refused`, and the connection is closed.
         """
         self.prelude = Prelude(len(commands))
+        self.home.replays += 1
         if commands[0] is RESET_CONNECTION:
             self.handles.clear()
         self.brought_to(state)
@@ -212,6 +217,7 @@ class MysqlConnection:
         if commands is None:
             raise RuntimeError("a connection with a database was leased for a session without one")
         if commands:
+            self.home.replays += 1
             if commands[0] is RESET_CONNECTION:
                 self.handles.clear()
             await self.acknowledge(commands)

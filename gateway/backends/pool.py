@@ -74,7 +74,10 @@ class _Waiter:
 
 
 class MemberPool:
-    """The connections to one member. Counts: `opened` (open or being opened), `in_use`, `resets`, `taken_over`."""
+    """The connections to one member.
+
+    Counts: `opened` (open or being opened), `in_use`, `resets`, `replays` (of state), `taken_over`.
+    """
 
     def __init__(self, lane: Lane, name: str, server: MysqlServer, settings: Pool, limit: int) -> None:
         self._lane = lane
@@ -86,6 +89,7 @@ class MemberPool:
         self.opened = 0
         self.in_use = 0
         self.resets = 0
+        self.replays = 0
         self.taken_over = 0
         self.retired = 0  # how often `retire` was called
         self._settings = settings

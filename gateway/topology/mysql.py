@@ -335,6 +335,7 @@ class Topology:
                         "waiting": member.pool.waiting,
                         "limit": member.pool.limit,
                         "resets": member.pool.resets,
+                        "replays": member.pool.replays,
                     },
                     "weight": view.weight,
                     "backup": view.backup,

@@ -55,6 +55,7 @@ class SqlGateway(Server):
         general: str = "",
         users: tuple[Account, ...] | str = (APP,),
         overseers: tuple[Account, ...] = (),
+        development: bool = True,
     ) -> None:
         super().__init__(stack)
         self.group = group
@@ -63,6 +64,7 @@ class SqlGateway(Server):
         self.rules = rules
         self.general = general
         self.users = users
+        self.development = development
         self.overseers = overseers  # those of `users` with sessions = "any"
         self.expected: list[str] = []  # parts of log lines of level error that the test provokes
         self._read = 0
@@ -84,7 +86,8 @@ class SqlGateway(Server):
         return self.folder / "var"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-X", "dev", "-W", "error", "-m", "gateway", "run", "-c", str(self.config_file)]
+        mode = ["-X", "dev", "-W", "error"] if self.development else []  # whose allocator needs more memory
+        return [sys.executable, *mode, "-m", "gateway", "run", "-c", str(self.config_file)]
 
     def prepare(self) -> None:
         self.rule_file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import pymysql
 import pymysql.constants.SERVER_STATUS as STATUS
 import pytest
+from binary_protocol import Statement, prepare
 from gateways import Connection, GatewayMaker, SqlGateway
+from pymysql.constants import FIELD_TYPE
 
 from gateway.demo.mysql_servers import APP, MariadbServer, MysqlFamilyServer, MysqlGroup, MysqlServer
 from gateway.demo.stack import Stack
@@ -197,6 +200,36 @@ ENDS_TRANSACTION: Final = (
     "TRUNCATE",
     "LOCK",
 )
+# Executed by COM_STMT_EXECUTE, with their parameters behind the \x1e: what is a number there is sent as one.
+PREPARED: Final = (
+    "SELECT id, v FROM t{s} WHERE id = ? ORDER BY id\x1e{d}",
+    "SELECT COUNT(*) FROM t{s} WHERE v LIKE ?\x1ex%",
+    "SELECT GROUP_CONCAT(v ORDER BY id), 1/3, ? FROM t{s} WHERE id < ?\x1e{n}\x1e{n}",
+    "SELECT * FROM t{s} ORDER BY id LIMIT ?\x1e{d}",
+    "SELECT DATABASE(), ? + 1, @@sql_mode\x1e{n}",
+    "SELECT CHARSET('a'), COLLATION('a'), 'a\\'b', CONCAT('x', ?)\x1ey",
+    "SELECT \"a\", 'a' || 'b'\x1e",
+    "SELECT DATE_FORMAT(FROM_UNIXTIME(?), '%W %H')\x1e0",
+    "SELECT @@time_zone, @@character_set_results, @@div_precision_increment\x1e",
+    "SELECT id FROM t{s} WHERE id = ? FOR UPDATE\x1e{d}",
+    "SELECT nonsense\x1e",
+    "SHOW TABLES LIKE 't{s}'\x1e",
+    "INSERT INTO t{s} (v) VALUES (?)\x1e{n}",
+    "INSERT INTO t{s} (id, v) VALUES (?, ?)\x1e{n}\x1eexplicit",
+    "INSERT INTO t{s} (v) VALUES (LAST_INSERT_ID()), (?)\x1etwo",
+    "UPDATE t{s} SET v = ? WHERE id = ?\x1ex{n}\x1e{d}",
+    "DELETE FROM t{s} WHERE id = ?\x1e{d}",
+    "SET NAMES latin1\x1e",
+    "SET time_zone = '+0{d}:00'\x1e",
+    "SET @a = ?\x1e{n}",
+    "COMMIT\x1e",
+    "CALL twice(?)\x1e{d}",
+    "SELECT doubled(?)\x1e{d}",
+)
+PREPARED_QUESTIONS: Final = ("SELECT ROW_COUNT(), LAST_INSERT_ID()\x1e", "SELECT ROW_COUNT()\x1e")
+REUSED: Final = "\x16"  # in front of the text: prepared if it is not yet
+ANEW: Final = "\x17"  # closed and prepared again
+
 # Leaves the session as after the log-in, so that it does not stay pinned for the rest of the run.
 RESET: Final = "\x1f"
 
@@ -219,19 +252,30 @@ class Outcome:
         return self.error is not None and self.error[1].startswith("gateway:")
 
 
+def described(column: Sequence[Any]) -> tuple[str, int]:
+    """Name and type of a column. MySQL says long text of an unset user variable that a write has named before."""
+    name, kind = column[:2]
+    unset = name.startswith("@") and kind == FIELD_TYPE.LONG_BLOB
+    return name, FIELD_TYPE.VAR_STRING if unset else kind
+
+
 def run(connection: Any, statement: str) -> Outcome:
     """Runs one statement (\\x02: COM_INIT_DB, \\x1f: COM_RESET_CONNECTION) and tells all that its client sees."""
     try:
         if statement[0] in "\x02\x1f":
             connection._execute_command(ord(statement[0]), statement[1:])
             connection._read_ok_packet()
+            if statement == RESET:
+                PREPARED_BY.pop(connection, None)
             return Outcome(None, None, 0, 0, 0, 0)
+        if statement[0] in (REUSED, ANEW):
+            return execute(connection, statement)
         connection.query(statement)
         found = []
         while True:
             result = connection._result
             # lengths of user variables differ with what ran on the connection before (MariaDB)
-            found.append((tuple(column[:2] for column in result.description or ()), result.rows))
+            found.append((tuple(map(described, result.description or ())), result.rows))
             last = result
             if not result.has_next:
                 break
@@ -252,6 +296,27 @@ def run(connection: Any, statement: str) -> Outcome:
     )
 
 
+PREPARED_BY: Final[WeakKeyDictionary[Any, dict[str, Statement]]] = WeakKeyDictionary()
+
+
+def execute(connection: Any, statement: str) -> Outcome:
+    """Executes a prepared statement, which it prepares before where that is needed."""
+    text, *values = statement[1:].split("\x1e")
+    known = PREPARED_BY.setdefault(connection, {})
+    if statement[0] == ANEW and text in known:
+        known.pop(text).close()
+    if text not in known:
+        known[text] = prepare(connection, text)
+    prepared = known[text]
+    prepared.affected = prepared.insert_id = 0
+    prepared.names, prepared.types = [], []
+    parameters = [int(value) if value.isdigit() else value for value in values if value]
+    rows = prepared.execute(*parameters)
+    flags = prepared.status & FLAGS
+    columns = tuple(zip(prepared.names, prepared.types, strict=True))
+    return Outcome(tuple(map(tuple, rows)), columns, prepared.affected, prepared.insert_id, prepared.warnings, flags)
+
+
 def statements(choose: random.Random, session: int, before: str, read_only: bool) -> str:
     """The next statement of a session: weights that keep transactions short and tables small."""
     asks = (
@@ -264,10 +329,14 @@ def statements(choose: random.Random, session: int, before: str, read_only: bool
         (TRANSACTIONS, 3),
         ((RESET,), 3),
         (QUESTIONS, 15 if asks else 0),
+        (PREPARED, 9),
+        (PREPARED_QUESTIONS, 5 if asks else 0),
         (ABOUT_SELECT, 6 if before.startswith(("SELECT id, v", "SELECT SQL_CALC")) else 0),
     )
     (kind,) = choose.choices([one for one, _ in kinds], [weight for _, weight in kinds])
     chosen = choose.choice(kind)
+    if kind in (PREPARED, PREPARED_QUESTIONS):
+        chosen = choose.choice((REUSED, REUSED, ANEW)) + chosen
     if read_only and chosen in ("BEGIN", "START TRANSACTION", "START TRANSACTION WITH CONSISTENT SNAPSHOT"):
         chosen = "COMMIT"  # MySQL lets the new transaction be READ ONLY, too, which no manual says
     return (
