@@ -57,6 +57,42 @@ def context_of(state: State, user_variables: frozenset[str]) -> State:
     return state_of(state.database, state.collation, kept)
 
 
+_KEPT: Final = (
+    "sql_mode",
+    "character_set_client",
+    "character_set_connection",
+    "character_set_results",
+    "collation_connection",
+    "time_zone",
+    "div_precision_increment",
+    "group_concat_max_len",
+    "lc_time_names",
+    "default_week_format",
+    "sql_select_limit",
+)
+"""What is put away while a context is lent to a connection of which nobody knows what is set on it."""
+
+
+def lend(wanted: State, selected: str | None, arming: Arming) -> tuple[list[bytes], list[bytes]]:
+    """The commands to a context and back, for a connection that a session is pinned to: it is in no known state.
+
+    What is set is put away in user variables of the connection, which are unset again.
+    """
+    variables = [f"@gateway_{name}" for name in _KEPT]
+    there = [
+        query("SET " + ", ".join(f"{kept} = @@session.{name}" for kept, name in zip(variables, _KEPT, strict=True)))
+    ]
+    if wanted.database is not None and wanted.database != selected:
+        there.append(init_db(wanted.database))
+    back = [init_db(selected)] if len(there) > 1 and selected is not None else []
+    there += _set(wanted, set(_KEPT) - _CHARACTER_SETS, arming)
+    back += [
+        query("SET " + ", ".join(f"SESSION {name} = {kept}" for kept, name in zip(variables, _KEPT, strict=True))),
+        query("SET " + ", ".join(f"{kept} = NULL" for kept in variables)),
+    ]
+    return there, back
+
+
 def switch(current: State, wanted: State, arming: Arming) -> list[bytes]:
     """The commands that lead from one context to another, each answered by one OK, without a reset.
 
@@ -70,12 +106,19 @@ def switch(current: State, wanted: State, arming: Arming) -> list[bytes]:
         commands.append(init_db(wanted.database))
     if current.assignments == wanted.assignments and current.collation == wanted.collation:
         return commands
-    names = arming.collations.get(wanted.collation)
-    commands.append(query(f"SET NAMES {names[0]} COLLATE {names[1]}" if names else "SET NAMES DEFAULT"))
     variables = {one.name for one in current.assignments if one.scope is Scope.SESSION} - _CHARACTER_SETS
-    # Before values are read: what they mean may depend on it.
-    commands += [query(f"SET SESSION {name} = DEFAULT") for name in sorted(variables)]
     kept = {one.name for one in wanted.assignments if one.scope is Scope.USER}
     gone = sorted({one.name for one in current.assignments if one.scope is Scope.USER} - kept)
     commands += [query(f"SET @`{name.replace('`', '``')}` = NULL") for name in gone]
+    return commands + _set(wanted, variables, arming)
+
+
+def _set(wanted: State, variables: set[str], arming: Arming) -> list[bytes]:
+    """What sets these variables and the character sets as a reset does, then all of a context in its order.
+
+    First, because what the values of the context mean may depend on them.
+    """
+    names = arming.collations.get(wanted.collation)
+    commands = [query(f"SET NAMES {names[0]} COLLATE {names[1]}" if names else "SET NAMES DEFAULT")]
+    commands += [query(f"SET SESSION {name} = DEFAULT") for name in sorted(variables)]
     return commands + assignments_sql(wanted.assignments, mariadb=arming.mariadb)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
-from gateway.backends.mysql_context import context_of, switch
+from gateway.backends.mysql_context import context_of, lend, switch
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql.constants import Command
 from gateway.protocol.mysql.packets import PacketError
@@ -35,11 +35,15 @@ def statements_per_connection(servers_limit: int, connections: int) -> int:
 
 
 class SharedStatement:
-    """A text and the context that it is prepared in. Equal ones are the same object (see `shared_statement`)."""
+    """A text and the context that it is prepared in. Equal ones are the same object (see `shared_statement`).
 
-    __slots__ = ("__weakref__", "context", "text", "user_variables")
+    A `private` one was prepared by a pinned session, in whatever its connection has beside the context.
+    """
 
-    def __init__(self, text: bytes, context: State, user_variables: frozenset[str]) -> None:
+    __slots__ = ("__weakref__", "context", "private", "text", "user_variables")
+
+    def __init__(self, text: bytes, context: State, user_variables: frozenset[str], *, private: bool = False) -> None:
+        self.private = private
         self.text = text
         self.context = context
         self.user_variables = user_variables
@@ -163,7 +167,8 @@ class Preparation:
     """Prepares a statement on a leased connection in front of its execution, in one round trip.
 
     Takes the replies in the place of `taker`, who gets the connection back with `then(handle)`, or is told by
-    `refused(error)` that the server does not prepare it. The connection is in the session's state before and after;
+    `refused(error)` that the server does not prepare it. `state` is what is set on the connection, None if a pinned
+    session has set what cannot be told. The connection is in the session's state before and after;
     where that is not what the statement captured, the commands to there and back stand around COM_STMT_PREPARE.
     """
 
@@ -173,7 +178,7 @@ class Preparation:
         self,
         connection: MysqlConnection,
         shared: SharedStatement,
-        state: State,
+        state: State | None,
         taker: Taker,
         then: Callable[[Handle], None],
         refused: Callable[[ServerError], None],
@@ -188,8 +193,11 @@ class Preparation:
         make_room(connection, shared.text)
         there: list[bytes] = []
         back: list[bytes] = []
-        current = context_of(state, shared.user_variables)
-        if current is not shared.context:
+        current = context_of(state, shared.user_variables) if state is not None else None
+        if current is None:
+            if not shared.private:
+                there, back = lend(shared.context, connection.selected, connection.arming)
+        elif current is not shared.context:
             there = switch(current, shared.context, connection.arming)
             back = switch(shared.context, current, connection.arming)
         self._before = Prelude(len(there))

@@ -77,6 +77,9 @@ _TOO_LONG: Final = (
     "'max_allowed_packet' bytes"
 )
 
+# Pins of sessions that may have set anything, in no way that is known.
+_UNTOLD: Final = frozenset({PinCause.SESSION_VARIABLE, PinCause.PROCEDURE, PinCause.UNPROVEN})
+
 FETCHING: Final = SqlOperation(
     Kind.READ, "fetch", "reads from an open cursor", needs_primary="a cursor stays with its connection"
 )
@@ -263,7 +266,7 @@ class PreparedStatements:
         variables = operation.user_variables
         if kept.pins:
             # What its connection has beyond the session's state, the statement may capture: it is nobody else's.
-            shared = SharedStatement(text, shared_statement(text, kept.state, variables).context, variables)
+            shared = SharedStatement(text, context_of(kept.state, variables), variables, private=True)
         else:
             shared = shared_statement(text, kept.state, variables)
         self.preparing = shared, kept.reading
@@ -335,7 +338,7 @@ class PreparedStatements:
         Preparation(
             connection,
             shared,
-            connection.state or session.kept.state,
+            None if session.kept.pins.keys() & _UNTOLD else connection.state or session.kept.state,
             session,
             lambda handle: self._execute(connection, handle, raw),
             lambda error: self._not_prepared(connection, shared, raw, error),

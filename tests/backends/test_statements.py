@@ -69,9 +69,9 @@ def test_a_connection_is_led_to_a_context_and_back_without_a_reset() -> None:
     ]
     assert texts(switch(there, here, ARMING)) == [
         "shop",
+        "SET @`v` = NULL",
         "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci",
         "SET SESSION sql_mode = DEFAULT",
-        "SET @`v` = NULL",
     ]
     assert switch(here, here, ARMING) == []
     assert texts(switch(here, state_of("other", 45), ARMING)) == ["other"]

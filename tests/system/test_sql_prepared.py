@@ -147,6 +147,27 @@ def test_a_statement_keeps_the_database_and_settings_of_its_preparation(narrow: 
         rows(one, "DROP TABLE sbtest.which")
 
 
+def test_a_statement_from_before_a_pin_is_prepared_in_its_own_settings(narrow: SqlGateway) -> None:
+    """SET CHARACTER SET cannot be told by value: what is set on the connection is put away, and set again."""
+    with narrow.connect() as one:
+        rows(one, "SET sql_mode = 'ANSI_QUOTES'")
+        statement = prepare(one, "SELECT CHARSET('a'), @@sql_mode, ?")
+        quoted = prepare(one, "SELECT 'a' \"b\"")
+        ((charset, _, _),) = statement.execute(1)
+        rows(one, "SET sql_mode = ''")
+        rows(one, "SET CHARACTER SET latin1")
+        rows(one, "SET timestamp = 5")
+        assert pins(one)
+        found = "SELECT @@character_set_client, @@collation_connection, @@sql_mode, DATABASE(), @gateway_sql_mode"
+        before = rows(one, found)
+        assert before[0][0] == "latin1"
+        assert statement.execute(2) == [[charset, b"", 2]]
+        assert quoted.execute() == [[b"a"]]
+        assert quoted.names == ["b"]
+        assert rows(one, found) == before
+        prepare(one, "SELECT 7").execute()
+
+
 def disturb(gateway: SqlGateway) -> None:
     """Others use, and have reset, every connection of the pools."""
     with contextlib.ExitStack() as clients:
