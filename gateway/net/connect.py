@@ -99,6 +99,7 @@ class Conversation:
         unread = b"".join((received, *self._unread))
         self._unread.clear()
         self._unread_bytes = 0
+        self.endpoint.resume_reading()  # the layer may need more than was held before it says anything
         add_layer(self.endpoint, layer, unread)
 
     def hand_over(self, owner: Owner) -> bytes:

@@ -182,6 +182,18 @@ async def test_what_came_for_the_layer_reaches_the_owner_only_through_it(lane: L
     conversation.close()
 
 
+async def test_a_dialogue_that_held_its_limit_goes_on_reading_for_the_layer(lane: Lane, pair: Pair) -> None:
+    conversation = Conversation(lane, pair[0], 3)
+    pair[1].sendall(b"come")
+    await wait_all_tasks_blocked()
+    assert not conversation.endpoint.reading
+    conversation.add_layer(Knocking())
+    pair[1].sendall(b"bcd")
+    with trio.fail_after(5):
+        assert await conversation.receive() == b"abc"
+    conversation.close()
+
+
 async def test_layers_stand_on_each_other(owner: Owner, pair: Pair) -> None:
     add_layer(owner.endpoint, Knocking(), b"come")
     owner.endpoint.write(b"plain")
