@@ -19,6 +19,7 @@ closes the connections of its user, and ends its sessions between transactions.
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 from typing import Final
@@ -86,6 +87,7 @@ class BackendUsers(Users):
         self._reader: _Reader | None = None
         self._reading = trio.Lock()
         self._doubt = trio.Event()  # set when all proofs have become void
+        self._changes = 0  # how often they have
 
     # -- what services ask
 
@@ -122,13 +124,16 @@ class BackendUsers(Users):
         if proof is not None and proof.account == account and now - proof.at < self._interval:
             proof.used = now
             return
+        changes = self._changes
         await self._prove(account, password)
-        self._proofs[account.name, password] = _Proof(account, now, now)
+        at = now if changes == self._changes else -math.inf
+        self._proofs[account.name, password] = _Proof(account, at, now)
         self._forget_surplus(account)
 
     def account_changed(self) -> None:
+        self._changes += 1
         for proof in self._proofs.values():
-            proof.at = -float("inf")
+            proof.at = -math.inf
         self.proved.clear()
         for member in self.topology.members.values():
             member.pool.retire()
@@ -163,13 +168,14 @@ class BackendUsers(Users):
                 await self._prove_again(name, password, proof)
 
     async def _prove_again(self, name: str, password: Password, proof: _Proof) -> None:
-        began = trio.current_time()
+        began, changes = trio.current_time(), self._changes
         try:
             await self._prove(proof.account, password)
         except (Refused, BackendRefused) as error:  # dropped if it was; otherwise it is asked again later
             log.info("credential was not proved again", group=self.topology.name, account=name, error=str(error))
         else:
-            proof.at = began
+            if changes == self._changes:
+                proof.at = began
 
     async def _prove(self, account: Account, password: Password) -> None:
         """Logs in with it. Raises Unavailable if nobody could be asked, Refused or BackendRefused if it is no good."""
