@@ -32,6 +32,7 @@ from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.sessions.mysql_freshness import Freshness
+from gateway.sessions.mysql_infile import WantedFiles
 from gateway.sessions.mysql_prepared import ABOUT_CURSORS, COMMANDS, EXECUTE, FETCH, PREPARE, PreparedStatements
 from gateway.sessions.mysql_residue import Residue
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, WITHOUT_STATUS, SessionState
@@ -77,7 +78,9 @@ class MysqlSession:
         self.policy: Policy | None = None
         self.reason = ""
         self.member: SqlMember | None = None
-        self._tracker = ReplyTracker(login.capabilities)
+        self._wanted_files = WantedFiles(self)
+        self._tracker = self._new_tracker()
+        self.answer_at: int | None = None  # sequence id of the next error, where the command's does not tell it
         self._plain = not login.capabilities & Capability.QUERY_ATTRIBUTES
         self._reader = (PacketReader if self._plain else AttributedReader)(limit=service.config.max_allowed_packet)
         self._backlog: deque[bytes] = deque()
@@ -284,9 +287,25 @@ class MysqlSession:
         if held or self.operation is None or self.operation.kind is not Kind.READ:
             self.freshness.saw(connection.member, trio.current_time())
 
+    def _new_tracker(self) -> ReplyTracker:
+        tracker = ReplyTracker(self.capabilities)
+        tracker.on_file = self._wanted_files
+        return tracker
+
+    def take_unread(self) -> bytes:
+        """What the client has sent and what is no command: a file of its own follows the one that is carried out."""
+        self._sent = self._sent and self.operation is not None and self.operation.multi
+        unread = b"".join(self._backlog) + self._reader.take_held()
+        self._backlog.clear()
+        return unread
+
+    def file_sent(self) -> None:
+        """The client's file is with the server, which goes on with its reply."""
+        self._tracker.file_sent()
+
     def _break_off(self) -> None:
         self._end_exchange()
-        self._tracker = ReplyTracker(self.capabilities)  # the old one may hold the beginning of a packet
+        self._tracker = self._new_tracker()  # the old one may hold the beginning of a packet
 
     def leave_primary_reads(self) -> None:
         """Gives back the place among the reads that wanted a replica and went to the primary, if there is one."""

@@ -100,7 +100,8 @@ class CommandTask:
             text = f"gateway: {text}"  # so that nobody looks for it in a server
         self.session.residue.refused(self.session.commands, code, text)
         self.session.rules_version = -1  # declines the next command: it may ask about this one
-        self.session.endpoint.write(answers.err(packets_in(as_sent(raw)), code, text, sqlstate))
+        at, self.session.answer_at = self.session.answer_at, None
+        self.session.endpoint.write(answers.err(at or packets_in(as_sent(raw)), code, text, sqlstate))
 
     async def _handle(self, declined: Declined) -> None:
         service, raw = self.session.service, declined.raw

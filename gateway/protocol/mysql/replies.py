@@ -14,6 +14,7 @@ A reply is a walk over packets, and what the next packet may be is the phase:
     ROWS    rows (definitions, for COM_FIELD_LIST) until EOF, OK with the header 0xFE, or ERR
     DIRECT  the first packet of a reply that begins with rows: COM_STMT_FETCH, COM_FIELD_LIST
     END     nothing more
+    FILE    nothing, until the client has sent the file that was asked for
 
 Only packets of control (OK, ERR, EOF, headers) are looked into and therefore kept until they are whole; of any other
 one at most its first five bytes are held back, so memory is bounded whatever the size of the reply. Rows of 16 MiB
@@ -30,6 +31,7 @@ the usual case, passes as it is. Sequence ids never change: a packet is rewritte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -56,6 +58,7 @@ _COLUMNS: Final = 4
 _ROWS: Final = 5
 _DIRECT: Final = 6
 _END: Final = 7
+_FILE: Final = 8
 
 _MORE_RESULTS: Final = int(Status.MORE_RESULTS_EXISTS)
 _CURSOR: Final = int(Status.CURSOR_EXISTS)
@@ -111,10 +114,12 @@ class ReplyTracker:
     refused         the ERR packet is the whole reply: nothing of it was returned before the ERR itself
     changes         what state trackers reported, over all results of the reply; None if nothing
     statement_id, columns, parameters   of COM_STMT_PREPARE's reply; None for others
-    infile          name of the file that the server asks the client for; the reply goes on after the client sent it
+    infile          name of the file that the server asks the client for; the reply goes on after the client sent it,
+                    and `file_sent` was called
 
     `keep_positions` is the caller's to set: the client asked for GTIDs or last_gtid itself, so they are not filtered
     out. So is `statement_told`: the id by which the client is to know the statement that COM_STMT_PREPARE makes.
+    `on_file` is called with the name when a server asks for a file, and raises PacketError to refuse.
     """
 
     __slots__ = (
@@ -141,6 +146,7 @@ class ReplyTracker:
         "insert_id",
         "keep_positions",
         "leftover",
+        "on_file",
         "parameters",
         "refused",
         "statement_id",
@@ -158,6 +164,7 @@ class ReplyTracker:
         self._binary = False
         self.keep_positions = False
         self.statement_told: int | None = None
+        self.on_file: Callable[[str], None] | None = None
         self.status = self.warnings = self.affected_rows = self.insert_id = 0
         self.begin(Command.QUIT)
 
@@ -337,6 +344,8 @@ class ReplyTracker:
         """Take a packet of control and set the next phase; return its payload anew if the client must not see it."""
         lone = not self._begun
         self._begun = True
+        if phase == _FILE:
+            raise PacketError("server answers before it has the file that it asked for")
         if first == 0xFF:
             self.error = parse_err(payload)
             self.refused = lone
@@ -389,6 +398,14 @@ class ReplyTracker:
         self.infile = text(payload[1:])
         if not self._with_files:
             raise PacketError("server asks for a local file, which was not offered to it")
+        if self.on_file is not None:
+            self.on_file(self.infile)
+        self._phase = _FILE
+
+    def file_sent(self) -> None:
+        """The client has sent the last packet of the file: its outcome is what comes next."""
+        if self._phase == _FILE:
+            self._phase = _FIRST
 
     def _on_eof(self, phase: int, payload: bytes) -> bytes | None:
         self.warnings, status = parse_eof(payload)

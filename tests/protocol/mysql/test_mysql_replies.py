@@ -445,8 +445,28 @@ def test_a_file_is_asked_for_only_where_that_was_offered() -> None:
     willing.begin(Command.QUERY)
     assert willing.feed(asked) == asked
     assert (willing.infile, willing.done) == ("/etc/passwd", False)
+    willing.file_sent()
     assert willing.feed(answers.ok(4, affected_rows=2)) == answers.ok(4, affected_rows=2)
     assert (willing.done, willing.affected_rows) == (True, 2)
+
+
+def test_a_server_that_answers_before_it_has_the_file_is_not_understood() -> None:
+    willing = ReplyTracker(NEW | Capability.LOCAL_FILES)
+    for early in (answers.ok(2), answers.err(2, 1317, "Query execution was interrupted"), packet(2, b"\xfbother")):
+        willing.begin(Command.QUERY)
+        with pytest.raises(PacketError, match="before it has the file"):
+            willing.feed(packet(1, b"\xfbfile") + early)
+
+
+def test_who_follows_the_reply_may_refuse_the_file() -> None:
+    def refuse(name: str) -> None:
+        raise PacketError(f"not {name}")
+
+    tracker = ReplyTracker(NEW | Capability.LOCAL_FILES)
+    tracker.on_file = refuse
+    tracker.begin(Command.QUERY)
+    with pytest.raises(PacketError, match="not /etc/passwd"):
+        tracker.feed(packet(1, b"\xfb/etc/passwd"))
 
 
 @pytest.mark.parametrize(
