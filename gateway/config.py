@@ -331,6 +331,7 @@ class MysqlGroup(msgspec.Struct, frozen=True, kw_only=True):
     failure_detection: Seconds = 2.0
     promote_unfenced: bool = False
     backend_tls: BackendTls | None = None
+    backend_compression: Literal["off", "zlib", "zstd"] = "off"
 
 
 class ReplicaBufferLimit(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from gateway.net.lane import Lane
 from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.commands import RESET_CONNECTION, query
+from gateway.protocol.mysql.compression import CompressionLayer
 from gateway.protocol.mysql.constants import Capability, ErrorCode
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
@@ -36,6 +39,15 @@ QUESTION_SECONDS: Final = 10.0  # for the gateway's own short questions on a lea
 SHAPING_REPLIES: Final = int(
     Capability.DEPRECATE_EOF | Capability.QUERY_ATTRIBUTES | Capability.MARIADB_EXTENDED_METADATA
 )
+
+# performance_schema.session_connect_attrs: the gateway's, not a client's, since connections serve one after another.
+ATTRIBUTES: Final = {
+    "program_name": "rw-gateway",
+    "_client_name": "rw-gateway",
+    "_pid": str(os.getpid()),
+    "_os": platform.system(),
+    "_platform": platform.machine(),
+}
 
 ThreadId = NewType("ThreadId", int)  # the server's id of the connection
 
@@ -442,8 +454,9 @@ async def _log_in(
         handshake = ClientHandshake(
             user=credentials.user,
             password=password,
-            capabilities=capabilities,
+            capabilities=capabilities | server.compression,
             collation=credentials.collation,
+            attributes=ATTRIBUTES,
             tls=server.wants_tls,
             secure=server.is_local,
         )
@@ -457,10 +470,19 @@ async def _log_in(
                         conversation.add_layer(server.tls_layer())
                         events.extend(handshake.secured())
                     case Connected() as connected:
+                        if server.compression:
+                            _compress(conversation, connected, server.compression)
                         return conversation, connected
     except BaseException:
         conversation.close()
         raise
+
+
+def _compress(conversation: Conversation, connected: Connected, algorithm: int) -> None:
+    if not connected.capabilities & algorithm:
+        name = "zlib" if algorithm == Capability.COMPRESS else "zstd"
+        raise ProtocolError(f"the server does not offer {name}, which backend_compression asks for")
+    conversation.add_layer(CompressionLayer(algorithm, towards_server=True), connected.leftover)
 
 
 async def ask(conversation: Conversation, commands: list[bytes]) -> list[ResultReader]:

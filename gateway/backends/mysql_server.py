@@ -11,10 +11,14 @@ from gateway.net.tls_files import TlsFiles
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MysqlServer:
-    """`tls` None: connections are not encrypted. A unix socket is secure without."""
+    """`tls` None: connections are not encrypted. A unix socket is secure without.
+
+    `compression`: Capability.COMPRESS or ZSTD_COMPRESSION_ALGORITHM, 0 for none.
+    """
 
     address: Address
     tls: TlsFiles | None
+    compression: int = 0
 
     def __str__(self) -> str:
         return str(self.address)

@@ -299,6 +299,10 @@ class MysqlSession:
         self._backlog.clear()
         return unread
 
+    def file_asked_for(self) -> int:
+        """The sequence id of the server's request."""
+        return self._tracker.infile_at
+
     def file_sent(self) -> None:
         """The client's file is with the server, which goes on with its reply."""
         self._tracker.file_sent()
@@ -588,7 +592,10 @@ class MysqlSession:
         self._resume()
 
     def raised(self, error: Exception) -> None:
-        self.requests.fail(error)
+        if isinstance(error, PacketError):  # a layer's: what came is no compressed packet, say
+            self.end_with(error.code, str(error), error.sqlstate)
+        else:
+            self.requests.fail(error)
         if self.finished is not None:
             self.finish_for_task(error)
 

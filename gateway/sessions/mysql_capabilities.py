@@ -32,6 +32,8 @@ OFFERED: Final = int(
     | Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA
     | Capability.SESSION_TRACK
     | Capability.DEPRECATE_EOF
+    | Capability.COMPRESS
+    | Capability.ZSTD_COMPRESSION_ALGORITHM
 )
 """What every listener offers, whatever its servers are."""
 

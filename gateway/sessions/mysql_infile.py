@@ -57,14 +57,15 @@ class WantedFiles:
 
 def _begin(session: MysqlSession, connection: MysqlConnection) -> None:
     if session.connection is connection and not session.endpoint.closed and not connection.endpoint.closed:
-        FileStream(session, connection)
+        FileStream(session, connection, session.file_asked_for())
 
 
 class FileStream:
-    """One file on its way. `sequence` is the id of the client's last packet."""
+    """One file on its way. `sequence` is the id of the last packet, at first of the server's request."""
 
-    def __init__(self, session: MysqlSession, connection: MysqlConnection) -> None:
-        self.sequence = 0
+    def __init__(self, session: MysqlSession, connection: MysqlConnection, sequence: int) -> None:
+        self.sequence = sequence
+        self._changed: bytearray | None = None  # the chunk at hand, where it cannot pass as it came
         self._session = session
         self._connection = connection
         self._head = bytearray()
@@ -83,9 +84,11 @@ class FileStream:
     # -- the client's side
 
     def received(self, chunk: bytes) -> None:
+        self._changed = None
         at = self._end_in(chunk)
         if self._failure is None:
-            self._connection.endpoint.send(chunk if at is None else chunk[:at])
+            passed = chunk if self._changed is None else bytes(self._changed)
+            self._connection.endpoint.send(passed if at is None else passed[:at])
         if at is None:
             self._session.endpoint.deadline = self._session.service.lane.now + SILENCE_SECONDS
         else:
@@ -107,7 +110,11 @@ class FileStream:
             at += taken
             if len(head) < HEADER:
                 return None
-            length, self.sequence = int.from_bytes(head[:3], "little"), head[3]
+            length = int.from_bytes(head[:3], "little")
+            self.sequence = (self.sequence + 1) & 0xFF
+            if head[3] != self.sequence:  # a client that compresses may count something else
+                self._changed = self._changed or bytearray(chunk)
+                self._changed[at - 1] = self.sequence
             head.clear()
             if not length and not self._continued:
                 return at

@@ -21,6 +21,7 @@ from gateway.net.proxy_protocol import ProxyProtocolError, is_proxy_header
 from gateway.net.tls import TlsLayer
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.compression import CompressionLayer, algorithm_of
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
 from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerEvent, ServerHandshake, StartTls
 from gateway.sessions.login_failures import FailureRate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+NET_BUFFER_BYTES: Final = 65_536  # of other packets in one compressed packet, beside the largest; clients have 16 KiB
 PROVED_SECONDS: Final = 60.0  # how long a log-in that a server accepted spares the next one the question
 CROWDED_SECONDS: Final = 3.0  # a client answers a greeting in the time of a round trip, or it is no client
 ACCESS_DENIED_STATE: Final = "28000"

@@ -16,11 +16,17 @@ from gateway.backends.pool import MemberPool
 from gateway.backends.statements import statements_per_connection
 from gateway.config import Member, MysqlGroup
 from gateway.net.lane import Lane
+from gateway.protocol.mysql.constants import Capability
 from gateway.replication.freshness import LagClock, MemberView, Observation, Role, Snapshot, replica_fault
 from gateway.replication.observe import Observer, ServerIdentity, monitor_credentials
 from gateway.replication.position import Position
 from gateway.tls_settings import backend_tls
 
+COMPRESSION: Final = {
+    "off": 0,
+    "zlib": int(Capability.COMPRESS),
+    "zstd": int(Capability.ZSTD_COMPRESSION_ALGORITHM),
+}
 MAINTENANCE_SECONDS: Final = 1.0
 FIRST_LOOK_SECONDS: Final = 1.0  # how long a start waits for every member's first answer
 
@@ -70,7 +76,7 @@ class Topology:
         self._first_look = True  # nobody is the primary before all have had the time to say that they are
         for member in config.members:
             limit = min(config.pool.size, member.max_connections or config.pool.size)
-            server = MysqlServer(member.address, self.tls)
+            server = MysqlServer(member.address, self.tls, COMPRESSION[config.backend_compression])
             pool = MemberPool(lane, member.name, server, config.pool, limit)
             known = SqlMember(member, pool)
             known.observer = Observer(

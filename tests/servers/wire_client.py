@@ -14,6 +14,7 @@ from gateway.demo.mysql_servers import APP
 from gateway.demo.servers import Server
 from gateway.protocol.mysql import commands
 from gateway.protocol.mysql.attributes import with_no_attributes
+from gateway.protocol.mysql.compression import CompressionLayer, algorithm_of
 from gateway.protocol.mysql.constants import Capability
 from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
 from gateway.protocol.mysql.ok_packet import ServerError
@@ -49,6 +50,7 @@ class WireClient:
     ) -> None:
         self.sock = socket.create_connection((server.host, server.port), TIMEOUT)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.layer: CompressionLayer | None = None
         handshake = ClientHandshake(
             user=user, password=password, database=database, capabilities=capabilities, attributes=attributes
         )
@@ -65,6 +67,8 @@ class WireClient:
             raise
         self.offered = connected.greeting.capabilities
         self.capabilities = connected.capabilities
+        algorithm = algorithm_of(connected.capabilities)
+        self.layer = CompressionLayer(algorithm, towards_server=True) if algorithm else None
 
     def __enter__(self) -> WireClient:
         return self
@@ -73,13 +77,21 @@ class WireClient:
         self.sock.close()
 
     def receive(self) -> bytes:
-        data = self.sock.recv(65536)
-        assert data, "the server closed the connection"
+        data = b""
+        while not data:
+            if self.layer is None or not self.layer.holding:
+                wire = self.sock.recv(65536)
+                assert wire, "the server closed the connection"
+                data = wire if self.layer is None else self.layer.inbound(wire)
+            else:
+                data = self.layer.inbound(b"")
         return data
 
     def send(self, raw: bytes) -> None:
         """Sends a command; a COM_QUERY gets the form that was agreed on."""
-        self.sock.sendall(with_no_attributes(raw) if self.capabilities & Capability.QUERY_ATTRIBUTES else raw)
+        if self.capabilities & Capability.QUERY_ATTRIBUTES:
+            raw = with_no_attributes(raw)
+        self.sock.sendall(raw if self.layer is None else self.layer.outbound(raw))
 
     def reply(self, raw: bytes, sequence: int = 1) -> bytes:
         """Sends a command; returns the whole reply as it came, whatever it is."""

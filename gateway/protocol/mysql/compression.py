@@ -1,7 +1,8 @@
 """The compressed protocol as a machine that turns bytes into bytes: zlib and zstd, for clients and for servers.
 
 A compressed packet has a header of seven bytes, the length of what follows, a sequence id of its own, and the length
-that it has when decompressed, or 0 if it was not compressed; then a piece of the stream of ordinary packets, cut anywhere
+that it has when decompressed, or 0 if it was not compressed; then a piece of the stream of ordinary packets, cut
+anywhere
 (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_compression_packet.html). `CompressionLayer` is a
 `net.layers.Layer`: `inbound` takes what came from the wire, `outbound` what goes there.
 
@@ -9,9 +10,15 @@ What a peer may do to us. Some hundred bytes may stand for 16 MiB, so nothing is
 takes it: at most PIECE_BYTES at a time, one compressed packet after the other, the next only when the owner reads
 on. What a packet holds must be what its header says, to the byte, and its header must not say more than `limit`.
 
-Sequence ids. Both sides count one sequence: the compressed packets of a command from 0, those of its reply go on from
-there. They are not checked here, since those of the packets inside are; but peers check ours, so towards a server every
-command must begin a compressed packet with 0: the layer follows the ordinary packets that it is given.
+Sequence ids. Compressed packets are numbered on their own: a reply's go on where those of its command ended. Ours do,
+for clients that check it. Theirs are not checked: those of the packets inside are. But a server numbers even the
+packets inside its reply from where the *compressed* packets of the command ended (tried). So towards a server every
+ordinary packet is one compressed packet with the same number, and replies are what they would be without compression.
+Packets of 16 MiB - 1 do not fit; their last bytes go in front of the next. A command whose last packet is less than
+5 bytes smaller needs one compressed packet more: its reply is a number ahead, and will not be understood.
+
+What is compressed is at most PIECE_BYTES at once, since others wait meanwhile: a longer packet goes to a server as it
+is.
 """
 
 from __future__ import annotations
@@ -92,6 +99,10 @@ def _zstd_compressor(level: int) -> zstd.ZstdCompressor:
     return zstd.ZstdCompressor(level)
 
 
+def _header(length: int, sequence: int, size: int) -> bytes:
+    return length.to_bytes(3, "little") + bytes((sequence & 0xFF,)) + size.to_bytes(3, "little")
+
+
 def malformed(what: str) -> PacketError:
     """The servers' error for what cannot be decompressed."""
     return PacketError(f"Couldn't uncompress communication packet ({what})", ErrorCode.UNCOMPRESS)
@@ -112,15 +123,16 @@ class CompressionLayer:
     __slots__ = (
         "_algorithm",
         "_buffer",
-        "_last_plain",
+        "_carry",
         "_left",
         "_level",
         "_limit",
-        "_plain_head",
+        "_pending",
         "_plain_left",
-        "_received",
+        "_raw_left",
         "_sequence",
         "_stream",
+        "_tail",
         "_towards_server",
     )
 
@@ -138,21 +150,28 @@ class CompressionLayer:
         self._buffer = bytearray()  # from the wire
         self._stream: _ZlibStream | _ZstdStream | None = None
         self._left = 0  # bytes that the packet at hand has still to yield
+        self._plain_left = 0  # the same of one that is not compressed, which need not be there whole
         self._sequence = 0  # of the next compressed packet, whoever sends it
         # Where the stream of ordinary packets is that goes out to a server:
-        self._plain_head = b""  # of a header that was cut off
-        self._plain_left = 0  # bytes of the packet at hand
-        self._last_plain = 0  # sequence id of the last one
-        self._received = True  # the peer has sent something since
+        self._pending = b""  # the beginning of a packet whose header is not all there
+        self._raw_left = 0  # bytes of a compressed packet that goes out as it is, its header first
+        self._carry = 0  # bytes that did not fit into the compressed packet before
+        self._tail = 0  # the same, where no other packet follows that could have them
 
     # -- from the wire
 
     @property
     def holding(self) -> bool:
-        if self._stream is not None:
-            return True
         buffer = self._buffer
-        return len(buffer) >= COMPRESSED_HEADER and len(buffer) >= COMPRESSED_HEADER + self._length
+        if self._stream is not None or self._plain_left:
+            return self._stream is not None or bool(buffer)
+        if len(buffer) < COMPRESSED_HEADER:
+            return False
+        return not self._size or len(buffer) >= COMPRESSED_HEADER + self._length
+
+    @property
+    def _size(self) -> int:
+        return int.from_bytes(self._buffer[4:COMPRESSED_HEADER], "little")
 
     @property
     def _length(self) -> int:
@@ -167,38 +186,39 @@ class CompressionLayer:
         while room > 0:
             if self._stream is not None:
                 piece = self._read(room)
-            elif not self.holding:
-                if len(buffer) >= COMPRESSED_HEADER:
-                    self._check_header()
+            elif self._plain_left:
+                piece = bytes(memoryview(buffer)[: min(self._plain_left, room)])
+                if not piece:
+                    break
+                del buffer[: len(piece)]
+                self._plain_left -= len(piece)
+            elif len(buffer) < COMPRESSED_HEADER or not self._begin_packet():
                 break
             else:
-                piece = self._begin_packet()
+                piece = b""
             pieces.append(piece)
             room -= max(len(piece), LEAST_COST)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _check_header(self) -> int:
-        """The length when decompressed, of the packet at the buffer's start."""
-        size = int.from_bytes(self._buffer[4:COMPRESSED_HEADER], "little")
-        if max(size, self._length) > self._limit:
+    def _begin_packet(self) -> bool:
+        """Takes the header of the next packet, and what is compressed whole; False if that is not all there."""
+        length, size = self._length, self._size
+        if max(size, length) > self._limit:
             raise PacketError("Got a packet bigger than 'max_allowed_packet' bytes", ErrorCode.PACKET_TOO_LARGE)
-        if size and not self._length:
+        if size and not length:
             raise malformed("nothing is there")
-        return size
-
-    def _begin_packet(self) -> bytes:
-        """Takes a packet off the buffer: what it holds, if it is not compressed; else b"", and a stream to read."""
-        size = self._check_header()
-        end = COMPRESSED_HEADER + self._length
+        end = COMPRESSED_HEADER + (length if size else 0)
+        if len(self._buffer) < end:
+            return False
         self._sequence = self._buffer[3] + 1
-        self._received = True
         data = bytes(memoryview(self._buffer)[COMPRESSED_HEADER:end])
         del self._buffer[:end]
-        if not size:
-            return data
-        self._stream = _ZlibStream(data) if self._algorithm == _ZLIB else _ZstdStream(data)
-        self._left = size
-        return b""
+        if size:
+            self._stream = _ZlibStream(data) if self._algorithm == _ZLIB else _ZstdStream(data)
+            self._left = size
+        else:
+            self._plain_left = length
+        return True
 
     def _read(self, room: int) -> bytes:
         stream = self._stream
@@ -225,67 +245,64 @@ class CompressionLayer:
         """Compressed packets that hold `plain`."""
         if not plain:
             return b""
-        if not self._towards_server:
-            return self._compressed(plain)
-        parts: list[bytes] = []
-        start = 0
-        for at in self._commands_in(plain):
-            if at > start:
-                parts.append(self._compressed(plain[start:at]))
-                start = at
-            self._sequence = 0
-        parts.append(self._compressed(plain[start:]))
-        return b"".join(parts)
+        return self._by_packet(plain) if self._towards_server else self._by_piece(plain)
 
-    def _compressed(self, plain: bytes) -> bytes:
+    def _by_piece(self, plain: bytes) -> bytes:
         parts: list[bytes] = []
         for start in range(0, len(plain), PIECE_BYTES):
-            piece = plain[start : start + PIECE_BYTES]
-            size = len(piece)
-            packed = piece
-            if size >= SMALLEST:
-                packed = (
-                    zlib.compress(piece, ZLIB_LEVEL)
-                    if self._algorithm == _ZLIB
-                    else _zstd_compressor(self._level).compress(piece, zstd.ZstdCompressor.FLUSH_FRAME)
-                )
-            if len(packed) >= size:
-                packed, size = piece, 0
-            parts += (
-                len(packed).to_bytes(3, "little"),
-                bytes((self._sequence & 0xFF,)),
-                size.to_bytes(3, "little"),
-                packed,
-            )
+            parts += self._packed(plain[start : start + PIECE_BYTES], self._sequence)
             self._sequence += 1
         return b"".join(parts)
 
-    def _commands_in(self, plain: bytes) -> list[int]:
-        """Offsets in `plain` where a command begins: a packet with the sequence id 0 that goes on with no file.
-
-        A header that is cut off by the end of `plain` is completed by the next one: such a command begins there, late
-        by at most three bytes, which have gone out in the packet before. So whoever writes must write commands whole;
-        only a file's packets may be cut.
-        """
-        found: list[int] = []
+    def _by_packet(self, plain: bytes) -> bytes:
+        """Each ordinary packet as one compressed packet with the same sequence id."""
+        if self._pending:
+            plain = self._pending + plain
+            self._pending = b""
+        parts: list[bytes] = []
         at, size = 0, len(plain)
-        while True:
-            step = min(self._plain_left, size - at)
-            at += step
-            self._plain_left -= step
-            if at == size:
-                return found
-            head = self._plain_head + plain[at : at + HEADER - len(self._plain_head)]
-            if len(head) < HEADER:
-                self._plain_head = head
-                return found
-            if head[3] == 0 and not self._plain_head and (self._received or self._last_plain != 0xFF):
-                found.append(at)
-            self._received = False
-            self._last_plain = head[3]
-            at += HEADER - len(self._plain_head)
-            self._plain_head = b""
-            self._plain_left = int.from_bytes(head[:3], "little")
+        while at < size:
+            if self._raw_left:
+                step = min(self._raw_left, size - at)
+                parts.append(plain[at : at + step])
+                self._raw_left -= step
+                at += step
+                continue
+            if self._tail:
+                parts.append(_header(self._tail, self._sequence, 0))
+                self._raw_left, self._tail = self._tail, 0
+                continue
+            header = at + self._carry
+            if size < header + HEADER:
+                self._pending = plain[at:]
+                break
+            length, sequence = int.from_bytes(plain[header : header + 3], "little"), plain[header + 3]
+            whole = self._carry + HEADER + length
+            body = min(whole, MAX_PAYLOAD)
+            self._carry = whole - body
+            if body <= PIECE_BYTES and at + body <= size:
+                parts += self._packed(plain[at : at + body], sequence)
+                at += body
+            else:
+                parts.append(_header(body, sequence, 0))
+                self._raw_left = body
+            if length < MAX_PAYLOAD:  # no other goes on from here
+                self._tail, self._carry = self._carry, 0
+                self._sequence = sequence + 1
+        return b"".join(parts)
+
+    def _packed(self, plain: bytes, sequence: int) -> tuple[bytes, bytes]:
+        """Header and body of one compressed packet."""
+        size = len(plain)
+        if size >= SMALLEST:
+            packed = (
+                zlib.compress(plain, ZLIB_LEVEL)
+                if self._algorithm == _ZLIB
+                else _zstd_compressor(self._level).compress(plain, zstd.ZstdCompressor.FLUSH_FRAME)
+            )
+            if len(packed) < size:
+                return _header(len(packed), sequence, size), packed
+        return _header(size, sequence, 0), plain
 
     def farewell(self) -> bytes:
         return b""

@@ -32,6 +32,7 @@ _SSL = int(Capability.SSL)
 _SECURE_CONNECTION = int(Capability.SECURE_CONNECTION)
 _PLUGIN_AUTH = int(Capability.PLUGIN_AUTH)
 _CONNECT_ATTRS = int(Capability.CONNECT_ATTRS)
+_ZSTD = int(Capability.ZSTD_COMPRESSION_ALGORITHM)
 _LENENC_AUTH = int(Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA)
 
 SSL_REQUEST_LENGTH = 32  # bytes: a response that ends before the user name asks for TLS
@@ -123,6 +124,7 @@ class HandshakeResponse:
     collation: int = int(Collation.UTF8MB4_GENERAL_CI)
     max_packet: int = 1 << 30  # bytes
     attributes: Mapping[str, str] = field(default_factory=dict)
+    zstd_level: int = 3  # 1 to 22; sent where ZSTD_COMPRESSION_ALGORITHM is among the capabilities
 
     def encode(self) -> bytes:
         """Return the payload. The flags that say which fields follow are taken from `capabilities`."""
@@ -148,6 +150,8 @@ class HandshakeResponse:
         if flags & _CONNECT_ATTRS:
             pairs = (lenenc_bytes(raw(name)) + lenenc_bytes(raw(value)) for name, value in self.attributes.items())
             parts.append(lenenc_bytes(b"".join(pairs)))
+        if flags & _ZSTD:
+            parts.append(bytes((self.zstd_level,)))
         return b"".join(parts)
 
     def encode_ssl_request(self) -> bytes:
@@ -176,7 +180,10 @@ class HandshakeResponse:
             database, at = read_nul_bytes(payload, at)
         if flags & _PLUGIN_AUTH:
             plugin, at = read_nul_bytes(payload, at)
-        attributes = _parse_attributes(payload, at) if flags & _CONNECT_ATTRS and at < len(payload) else {}
+        attributes: dict[str, str] = {}
+        if flags & _CONNECT_ATTRS and at < len(payload):
+            attributes, at = _parse_attributes(payload, at)
+        zstd_level = payload[at] if flags & _ZSTD and at < len(payload) else 3
         return cls(
             user=text(user),
             answer=answer,
@@ -186,6 +193,7 @@ class HandshakeResponse:
             collation=collation,
             max_packet=max_packet,
             attributes=attributes,
+            zstd_level=zstd_level,
         )
 
     @classmethod
@@ -222,16 +230,16 @@ class HandshakeResponse:
         )
 
 
-def _parse_attributes(payload: bytes, at: int) -> dict[str, str]:
+def _parse_attributes(payload: bytes, at: int) -> tuple[dict[str, str], int]:
     length, at = read_lenenc_int(payload, at)
-    pairs, _ = read_fixed(payload, at, length)
+    pairs, end = read_fixed(payload, at, length)
     attributes: dict[str, str] = {}
     at = 0
     while at < len(pairs):
         name, at = read_lenenc_bytes(pairs, at)
         value, at = read_lenenc_bytes(pairs, at)
         attributes[text(name)] = text(value)
-    return attributes
+    return attributes, end
 
 
 def is_old(payload: bytes) -> bool:

@@ -70,7 +70,7 @@ _LONG_PASSWORD = int(Capability.LONG_PASSWORD)
 _NEEDED = int(
     Capability.PROTOCOL_41 | Capability.SECURE_CONNECTION | Capability.PLUGIN_AUTH | Capability.LONG_PASSWORD
 ) | int(Capability.PLUGIN_AUTH_LENENC_CLIENT_DATA)
-_SET_BY_NEED = int(Capability.CONNECT_WITH_DB | Capability.CONNECT_ATTRS | Capability.SSL | Capability.COMPRESS)
+_SET_BY_NEED = int(Capability.CONNECT_WITH_DB | Capability.CONNECT_ATTRS | Capability.SSL)
 _HASH_LENGTH = 32  # bytes of caching_sha2_password's answer to a nonce
 _SSL_REQUEST_SIZE = HEADER + SSL_REQUEST_LENGTH
 _SSL_REQUEST_START = SSL_REQUEST_LENGTH.to_bytes(3, "little")
@@ -117,6 +117,7 @@ class LoggedIn:
     collation: int
     attributes: Mapping[str, str]
     max_packet: int  # bytes that the client is ready to receive in one packet
+    zstd_level: int  # which it wants, where zstd was agreed on
     sequence: int
     leftover: bytes  # came behind the last packet: for the reader of commands
     password: Password = field(repr=False)
@@ -163,7 +164,7 @@ class ServerHandshake:
     """Server role of one connection: `greeting()` is sent first, then every byte of the client goes through `feed`.
 
     `host` is the client's address as 1045 prints it; `plugin` is named in the greeting and asked of clients whose own
-    plugin is none of `PLUGINS`; `capabilities` are those offered, without SSL and COMPRESS. Both plugins need
+    plugin is none of `PLUGINS`; `capabilities` are those offered, without SSL. Both plugins need
     SECURE_CONNECTION and PLUGIN_AUTH, which are added. `tls`: TLS is offered; `secure`: nobody can listen anyway (a
     unix socket); `must_be_secure`: log-ins are refused where neither holds.
     """
@@ -379,6 +380,7 @@ class ServerHandshake:
             collation=self._response.collation,
             attributes=self._response.attributes,
             max_packet=self._response.max_packet,
+            zstd_level=self._response.zstd_level,
             sequence=self._sequence,
             leftover=b"".join(self._behind) + self._reader.take_held(),
             password=password,

@@ -115,7 +115,7 @@ class ReplyTracker:
     changes         what state trackers reported, over all results of the reply; None if nothing
     statement_id, columns, parameters   of COM_STMT_PREPARE's reply; None for others
     infile          name of the file that the server asks the client for; the reply goes on after the client sent it,
-                    and `file_sent` was called
+                    and `file_sent` was called; `infile_at` is the sequence id of the request
 
     `keep_positions` is the caller's to set: the client asked for GTIDs or last_gtid itself, so they are not filtered
     out. So is `statement_told`: the id by which the client is to know the statement that COM_STMT_PREPARE makes.
@@ -143,6 +143,7 @@ class ReplyTracker:
         "done",
         "error",
         "infile",
+        "infile_at",
         "insert_id",
         "keep_positions",
         "leftover",
@@ -190,6 +191,7 @@ class ReplyTracker:
         self.columns: int | None = None
         self.parameters: int | None = None
         self.infile: str | None = None
+        self.infile_at = 0
         self.done = phase == _END
 
     def feed(self, data: bytes) -> bytes:
@@ -310,6 +312,8 @@ class ReplyTracker:
             if end > size:
                 break
             new = self._on_control(phase, first, data[at + 4 : end])
+            if first == 0xFB and self._phase == _FILE:
+                self.infile_at = word >> 24
             if new is not None:
                 out = out or []
                 out += (data[sent:at], packet(word >> 24, new))

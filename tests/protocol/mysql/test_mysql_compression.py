@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 import tracemalloc
 import zlib
@@ -19,10 +20,14 @@ from gateway.protocol.mysql.compression import (
     SMALLEST,
     CompressionLayer,
     algorithm_of,
-    zstd,
 )
 from gateway.protocol.mysql.constants import Capability, ErrorCode
 from gateway.protocol.mysql.packets import PacketError, packet
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 ZLIB = int(Capability.COMPRESS)
 ZSTD = int(Capability.ZSTD_COMPRESSION_ALGORITHM)
@@ -36,12 +41,11 @@ def layer(algorithm: int, *, towards_server: bool = False, limit: int = 0xFFFFFF
 
 def drained(one: CompressionLayer, wire: bytes) -> bytes:
     """All that `inbound` gives, asked again while it holds something."""
-    found = one.inbound(wire)
+    found = [one.inbound(wire)]
     while one.holding:
-        piece = one.inbound(b"")
-        assert len(piece) <= PIECE_BYTES * 2
-        found += piece
-    return found
+        found.append(one.inbound(b""))
+        assert len(found[-1]) <= PIECE_BYTES
+    return b"".join(found)
 
 
 def compressed(algorithm: int, data: bytes) -> bytes:
@@ -102,42 +106,69 @@ def test_small_packets_and_what_does_not_shrink_are_sent_as_they_are(algorithm: 
 
 @BOTH
 def test_replies_go_on_counting_where_the_command_ended(algorithm: int) -> None:
-    ours, client = layer(algorithm), layer(algorithm, towards_server=True)
-    long = query(b"SELECT '" + b"y" * 300_000 + b"'")
-    sent = client.outbound(long)
-    assert [sequence for _, sequence, _ in packets_of(sent)] == [0, 1, 2]
-    assert drained(ours, sent) == long
+    ours = layer(algorithm)
+    for sequence in range(3):
+        drained(ours, wire_packet(b"part of a command", 0, sequence))
     reply = ours.outbound(b"z" * 300_000)
     assert [sequence for _, sequence, _ in packets_of(reply)] == [3, 4, 5]
-    drained(client, reply)
-    assert [sequence for _, sequence, _ in packets_of(client.outbound(PING))] == [0]
     endless = ours.outbound(b"z" * (PIECE_BYTES * 300))
     assert all((second - first) % 256 == 1 for (_, first, _), (_, second, _) in pairwise(packets_of(endless)))
 
 
 @BOTH
-def test_every_command_to_a_server_begins_a_packet_of_its_own(algorithm: int) -> None:
+def test_every_packet_to_a_server_is_one_compressed_packet_with_its_number(algorithm: int) -> None:
     client = layer(algorithm, towards_server=True)
-    commands = [query(b"SET NAMES utf8mb4"), PING, query(b"SELECT '" + b"y" * 200_000 + b"'"), PING]
+    commands = [query(b"SET NAMES utf8mb4"), PING, query(b"SELECT '" + b"y" * 100_000 + b"'"), packet(7, b"z" * 100)]
     wire = client.outbound(b"".join(commands))
-    assert [sequence for _, sequence, _ in packets_of(wire)] == [0, 0, 0, 1, 0]
+    assert [sequence for _, sequence, _ in packets_of(wire)] == [0, 0, 0, 7]
+    assert [size > 0 for _, _, size in packets_of(wire)] == [False, False, True, True]
     assert drained(layer(algorithm), wire) == b"".join(commands)
 
 
 @BOTH
-def test_a_command_over_16_mib_and_a_file_are_one_sequence(algorithm: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "piece"),
+    [
+        (200_000, 100_003),
+        ((16 << 20) - 10, PIECE_BYTES),
+        (0xFFFFFF, PIECE_BYTES),
+        ((17 << 20) + 5, 1 << 26),
+        (0xFFFFFF * 2 + 9, PIECE_BYTES),
+    ],
+)
+def test_a_long_command_passes_as_it_is_in_as_many_packets(algorithm: int, size: int, piece: int) -> None:
     client = layer(algorithm, towards_server=True)
-    wire = client.outbound(query(bytes(17 << 20)))
+    command = packet(0, b"\x03" + bytes(size - 1))
+    wire = b"".join(client.outbound(command[at : at + piece]) for at in range(0, len(command), piece))
+    wire += client.outbound(PING)
     sequences = [sequence for _, sequence, _ in packets_of(wire)]
-    assert sequences == [number & 0xFF for number in range(len(sequences))]
-    # A file's packets: ids go round, and 0 is no command's while the server has sent nothing since.
-    drained(client, wire_packet(packet(1, b"\xfbname"), 0, sequence=7))
-    file = [packet(number & 0xFF, b"some lines") for number in range(2, 600)] + [packet(600 & 0xFF, b"")]
-    wire = b"".join(client.outbound(one) for one in file)
-    sequences = [sequence for _, sequence, _ in packets_of(wire)]
-    assert sequences == [number & 0xFF for number in range(8, 8 + len(sequences))]
-    drained(client, wire_packet(packet(89, b"\0\0\0\2\0\0\0"), 0))
-    assert packets_of(client.outbound(PING))[0][1] == 0
+    assert sequences == [*range(size // 0xFFFFFF + 1), 0]
+    assert drained(layer(algorithm), wire) == command + PING
+
+
+@BOTH
+def test_a_last_packet_that_does_not_fit_needs_one_more(algorithm: int) -> None:
+    client = layer(algorithm, towards_server=True)
+    for size in (0xFFFFFF - 3, 0xFFFFFF - 1):
+        command = packet(0, bytes(size))
+        wire = client.outbound(command) + client.outbound(PING)
+        assert [sequence for _, sequence, _ in packets_of(wire)] == [0, 1, 0]
+        assert drained(layer(algorithm), wire) == command + PING
+
+
+@BOTH
+@given(st.lists(st.integers(0, 400_000), min_size=1, max_size=5), st.lists(st.integers(1, 200_000), min_size=1))
+@settings(max_examples=30, deadline=None)
+def test_packets_may_be_cut_anywhere(algorithm: int, sizes: list[int], cuts: list[int]) -> None:
+    client, server = layer(algorithm, towards_server=True), layer(algorithm)
+    plain = b"".join(packet(number, b"line\n" * (size // 5)) for number, size in enumerate(sizes))
+    wire, at, turn = b"", 0, 0
+    while at < len(plain):
+        wire += client.outbound(plain[at : at + cuts[turn % len(cuts)]])
+        at += cuts[turn % len(cuts)]
+        turn += 1
+    assert [sequence for _, sequence, _ in packets_of(wire)] == list(range(len(sizes)))
+    assert drained(server, wire) == plain
 
 
 # ---------------------------------------------------------------- what a peer may do to us
@@ -207,7 +238,7 @@ def test_a_packet_over_the_limit_is_refused_by_its_header(algorithm: int) -> Non
 
 
 def test_a_zstd_frame_with_a_huge_window_is_malformed() -> None:
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    options = {int(zstd.CompressionParameter.window_log): 27, int(zstd.CompressionParameter.content_size_flag): 0}
     compressor = zstd.ZstdCompressor(options=options)
     frame = compressor.compress(bytes(1000)) + compressor.flush()
     with pytest.raises(PacketError):
