@@ -128,7 +128,7 @@ class Entrance:
         login, credentials = admitted
         session = MysqlSession(self._service, conversation.endpoint, login, credentials, id_)
         conversation.write(answers.ok(login.sequence))
-        return session, login
+        return session, self._compressed(conversation, login)
 
     async def change_user(
         self, conversation: Conversation, message: bytes, capabilities: int, *, encrypted: bool
@@ -245,6 +245,16 @@ class Entrance:
             return None
         self._failures.succeeded(address)
         return login, credentials
+
+    def _compressed(self, conversation: Conversation, login: LoggedIn) -> LoggedIn:
+        """Behind the OK both sides speak the compressed protocol, if that was agreed on."""
+        algorithm = algorithm_of(login.capabilities)
+        if algorithm:
+            limit = self._service.config.max_allowed_packet + NET_BUFFER_BYTES
+            layer = CompressionLayer(algorithm, towards_server=False, level=login.zstd_level, limit=limit)
+            conversation.add_layer(layer, login.leftover)
+            login = replace(login, leftover=b"")
+        return login
 
     @staticmethod
     def _refuse(conversation: Conversation, sequence: int, error: Refused) -> None:
