@@ -292,12 +292,10 @@ class MysqlSession:
         tracker.on_file = self._wanted_files
         return tracker
 
-    def take_unread(self) -> bytes:
-        """What the client has sent and what is no command: a file of its own follows the one that is carried out."""
+    def begin_file(self) -> bytes:
+        """A file of the client's follows the command at hand; returns what has come of it."""
         self._sent = self._sent and self.operation is not None and self.operation.multi
-        unread = b"".join(self._backlog) + self._reader.take_held()
-        self._backlog.clear()
-        return unread
+        return self.take_unread()
 
     def file_asked_for(self) -> int:
         """The sequence id of the server's request."""

@@ -73,7 +73,7 @@ class FileStream:
         self._continued = False  # by the next packet: it was of full length
         self._failure: Callable[[], None] | None = None
         self._refusal = PacketReader(limit=BEFORE_LOGIN_LIMIT, sequence=None)
-        early = session.take_unread()
+        early = session.begin_file()
         session.endpoint.owner = self
         connection.taker = self
         connection.source = session.endpoint

@@ -218,7 +218,7 @@ class HandshakeResponse:
         if at < len(payload) and capabilities & _PLUGIN_AUTH:
             plugin, at = read_nul_bytes(payload, at)
         if at < len(payload) and capabilities & _CONNECT_ATTRS:
-            attributes = _parse_attributes(payload, at)
+            attributes, _ = _parse_attributes(payload, at)
         return cls(
             user=text(user),
             answer=answer,
