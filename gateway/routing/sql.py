@@ -48,6 +48,8 @@ FOLD_KEY_BYTES: Final = 8_192
 """Longest fold in the second cache, bytes."""
 LEARNED_ENTRIES: Final = 1_024
 """Folds that a replica refused as a write."""
+REFUSED_BEFORE: Final = "a replica refused it as a write before"
+"""The reason of their operations."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Keys of one generation of one cache, bytes. The values are shared or small."""
 PARSE_BYTES: Final = 8_192
@@ -130,9 +132,7 @@ class Classifier:
             return
         if len(self._learned) >= LEARNED_ENTRIES:
             self._learned.clear()  # a fence that is hit this often is the server's; learning again costs one retry
-        self._learned[reading, folded] = replace(
-            operation, kind=Kind.UNKNOWN, reason="a replica refused it as a write before"
-        )
+        self._learned[reading, folded] = replace(operation, kind=Kind.UNKNOWN, reason=REFUSED_BEFORE)
         self.clear()
 
     def _classify(self, sql: bytes) -> SqlOperation:

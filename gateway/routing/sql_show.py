@@ -100,7 +100,7 @@ def classify_explain(tokens: Sequence[Token], inner: Callable[[Sequence[Token]],
     index = 1
     while index < len(tokens):
         word = tokens[index].word
-        if word in ("EXTENDED", "PARTITIONS", "ANALYZE"):
+        if word in ("EXTENDED", "PARTITIONS", "ANALYZE") and word not in (tokens[0].word, tokens[index - 1].word):
             index += 1
         elif word == "FORMAT" and index + 2 < len(tokens) and tokens[index + 1].word == "=":
             index += 3
