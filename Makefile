@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 BENCH ?=
+FUZZ ?=
 SUITES ?=
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,10 @@ bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH=
 suites: $(VENV)/installed servers ## run other people's test suites, directly and through the gateway (SUITES="--suite django")
 	@$(PYTHON) scripts/set_up.py suites
 	$(VENV)/bin/python tests/suites/run_suites.py $(SUITES)
+
+fuzz: $(VENV)/installed ## fuzz the decoders and the classifier for 60 s (FUZZ="--seconds 600 classifier")
+	$(VENV)/bin/pip install --quiet --group fuzz
+	$(VENV)/bin/python scripts/fuzz.py $(FUZZ)
 
 servers: ## get the servers that the tests start, from Debian's packages
 	@$(PYTHON) scripts/set_up.py servers

@@ -60,6 +60,64 @@ def main() -> None:
         parse = microseconds(lambda text=text: classify_text(text, DEFAULT_READING), 300)  # type: ignore[misc]
         print(f"{name:16} {len(text):6} bytes   exact {exact:7.2f}   fold {fold:7.2f}   parse {parse:7.1f} us")
     print(classifier.statistics(), classifier.entries(), "entries")
+    hostile()
+
+
+MEGABYTE = 1_000_000
+UNITS = (
+    b"\\'",
+    b"'",
+    b'"',
+    b"`",
+    b"(",
+    b"/*",
+    b"*/",
+    b"/**/",
+    b"--",
+    b"-- ",
+    b"#",
+    b"@",
+    b"@@",
+    b"1",
+    b"1,",
+    b"0x",
+    b"1e",
+    b".",
+)
+MORE_UNITS = (
+    b"a ",
+    b"a.",
+    b"\xc3\xbc",
+    b"\xff",
+    b"\x00",
+    b";",
+    b"?",
+    b"?,",
+    b",(1)",
+    b"'a'",
+    b"'a',",
+    b"/*!",
+    b"=",
+    b":=",
+    b"a(",
+)
+
+
+def hostile() -> None:
+    """Prints what a megabyte of one thing costs the lane, in ms; it must be under 50."""
+    print("\na megabyte of ... (ms, worst of three beginnings):")
+    for unit in UNITS + MORE_UNITS:
+        worst = 0.0
+        for head in (b"SELECT ", b"SELECT '", b"INSERT INTO t VALUES ("):
+            text = head + unit * (MEGABYTE // len(unit))
+            best = float("inf")
+            for _ in range(2):
+                classifier = Classifier()
+                started = time.perf_counter()
+                classifier.classify(text)
+                best = min(best, time.perf_counter() - started)
+            worst = max(worst, best)
+        print(f"{unit!r:12} {worst * 1e3:8.1f}")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,8 @@ class SessionState:
             state = state.with_assignments(operation.assignments)
         if changes is not None and changes.database and changes.database != state.database:
             state = state.with_database(changes.database)  # a USE within something that is not followed otherwise
-        if self.status & _DB_DROPPED and connection.selected == state.database:
+        # The flag says that some database was dropped; only the tracker's "" that it was the selected one (tried).
+        if self.status & _DB_DROPPED and changes is not None and changes.database == "":
             state = state_of(None, state.collation, state.assignments)
             connection.state = connection.selected = None
         if state is not self.state:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.servers
 
 MIGHTY: Final = Account("mighty", "mighty-secret")
 MARK: Final = misrouting_gateway.MARK.decode()
-READ_ONLY_TRANSACTION: Final = 1792
+REFUSED: Final = (1290, 1792)  # super_read_only speaks first, where a replica has it
 
 
 class MisroutingGateway(SqlGateway):
@@ -101,7 +101,7 @@ def test_every_kind_of_write_is_refused_by_the_replica_and_runs_at_the_primary(m
     assert all(found == on_primary for found in on_replicas), "nothing was written anywhere but through the primary"
 
 
-def test_nothing_is_carried_out_twice(misrouting: MisroutingGateway) -> None:
+def nothing_is_carried_out_twice(misrouting: MisroutingGateway) -> None:
     with connect(misrouting) as one:
         before = value(one, "SELECT COUNT(*) FROM t")
         rows(one, f"{MARK} INSERT INTO t (a) VALUES (1)")
@@ -109,8 +109,9 @@ def test_nothing_is_carried_out_twice(misrouting: MisroutingGateway) -> None:
         assert value(one, "SELECT COUNT(*) FROM t") == before + 2
 
 
-def test_in_a_transaction_the_refusal_is_the_clients(misrouting: MisroutingGateway) -> None:
+def in_a_transaction_the_refusal_is_the_clients(misrouting: MisroutingGateway) -> None:
     """The guard "outside a transaction": what was read before must not be joined with a write somewhere else."""
+    counted = misrouting.figures["reads_refused_as_writes"]
     with connect(misrouting) as one:
         misrouting.group.wait_caught_up()
         before = value(one, "SELECT COUNT(*) FROM t")
@@ -118,14 +119,15 @@ def test_in_a_transaction_the_refusal_is_the_clients(misrouting: MisroutingGatew
         assert value(one, "SELECT @@server_id") in (2, 3)
         with pytest.raises(pymysql.MySQLError) as refused:
             rows(one, f"{MARK} INSERT INTO t (a) VALUES (4)")
-        assert refused.value.args[0] == READ_ONLY_TRANSACTION
+        assert refused.value.args[0] in REFUSED
         rows(one, "COMMIT")
-        assert misrouting.figures["reads_refused_as_writes"] == 0
+        assert misrouting.figures["reads_refused_as_writes"] == counted
         assert value(one, "SELECT COUNT(*) FROM t") == before
 
 
-def test_after_a_first_result_the_refusal_is_the_clients(misrouting: MisroutingGateway) -> None:
+def after_a_first_result_the_refusal_is_the_clients(misrouting: MisroutingGateway) -> None:
     """The guards "one statement" and "nothing sent": the text is not run again when part of it was answered."""
+    counted = misrouting.figures["reads_refused_as_writes"]
     with connect(misrouting, client_flag=CLIENT.MULTI_STATEMENTS) as one:
         misrouting.group.wait_caught_up()
         before = value(one, "SELECT COUNT(*) FROM t")
@@ -134,29 +136,40 @@ def test_after_a_first_result_the_refusal_is_the_clients(misrouting: MisroutingG
             assert cursor.fetchall()[0][0] in (2, 3)
             with pytest.raises(pymysql.MySQLError) as refused:
                 cursor.nextset()
-        assert refused.value.args[0] == READ_ONLY_TRANSACTION
-        assert misrouting.figures["reads_refused_as_writes"] == 0
+        assert refused.value.args[0] in REFUSED
+        assert misrouting.figures["reads_refused_as_writes"] == counted
         assert value(one, "SELECT COUNT(*) FROM t") == before
 
 
-def test_an_error_of_another_kind_is_the_clients(misrouting: MisroutingGateway) -> None:
+def an_error_of_another_kind_is_the_clients(misrouting: MisroutingGateway) -> None:
     """Only 1290, 1792 and 1836 say that nothing was done and that it was for being a write."""
+    counted = misrouting.figures["reads_refused_as_writes"]
     with connect(misrouting) as one:
         with pytest.raises(pymysql.MySQLError) as refused:
-            rows(one, f"{MARK} INSERT INTO nowhere (a) VALUES (4)")
-        assert refused.value.args[0] == 1146
+            rows(one, f"{MARK} SELECT nonsense FROM t")
+        assert refused.value.args[0] == 1054
         with pytest.raises(pymysql.MySQLError) as refused:
             rows(one, f"{MARK} SIGNAL SQLSTATE '45000'")
         assert refused.value.args[0] == 1644
-        assert misrouting.figures["reads_refused_as_writes"] == 0
+        assert misrouting.figures["reads_refused_as_writes"] == counted
         assert value(one, "SELECT 1") == 1
 
 
-def test_a_refusal_by_the_primary_is_the_clients(misrouting: MisroutingGateway) -> None:
+def a_refusal_by_the_primary_is_the_clients(misrouting: MisroutingGateway) -> None:
     """The guard "by a replica": a primary in a READ ONLY session of the client's own is asked once."""
+    counted = misrouting.figures["reads_refused_as_writes"]
     with connect(misrouting) as one:
         rows(one, "SET SESSION TRANSACTION READ ONLY")
         with pytest.raises(pymysql.MySQLError) as refused:
             rows(one, "INSERT INTO t (a) VALUES (4)")
-        assert refused.value.args[0] == READ_ONLY_TRANSACTION
-        assert misrouting.figures["reads_refused_as_writes"] == 0
+        assert refused.value.args[0] in REFUSED
+        assert misrouting.figures["reads_refused_as_writes"] == counted
+
+
+def test_each_guard_of_the_self_correction(misrouting: MisroutingGateway) -> None:
+    """One gateway for all of them: starting it takes longer than they do."""
+    nothing_is_carried_out_twice(misrouting)
+    in_a_transaction_the_refusal_is_the_clients(misrouting)
+    after_a_first_result_the_refusal_is_the_clients(misrouting)
+    an_error_of_another_kind_is_the_clients(misrouting)
+    a_refusal_by_the_primary_is_the_clients(misrouting)

@@ -486,8 +486,9 @@ class Prelude:
             if at > last:
                 break
             word, first = _HEAD(data, at)
-            end = at + 4 + (word & 0xFFFFFF)
-            if word >> 24 != 1 or (first != 0x00 and first != 0xFF) or word & 0xFFFFFF > _PRELUDE_LIMIT:
+            length = word & 0xFFFFFF
+            end = at + 4 + length
+            if word >> 24 != 1 or (first != 0x00 and first != 0xFF) or not 0 < length <= _PRELUDE_LIMIT:
                 raise PacketError(f"neither OK nor ERR in reply to a prelude: {data[at : at + 5].hex()}")
             if end > len(data):
                 break
