@@ -115,17 +115,17 @@ def test_the_fold_is_linear_on_every_input(unit: bytes, head: bytes) -> None:
         text = head + unit * (size // len(unit))
         best = 1.0
         for _ in range(2):
-            started = time.perf_counter()
+            started = time.process_time()
             fold(text)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.process_time() - started)
         return best
 
-    assert seconds(64_000) < 24 * seconds(8_000) + 0.02
+    assert seconds(64_000) < 32 * seconds(8_000) + 0.05
 
 
 def test_a_megabyte_of_escaped_quotes_folds_in_a_fraction_of_a_second() -> None:
     fold = folder(False, False).fold
     for unit in (b"\\'", b"/*", b'"', b"`"):
-        started = time.perf_counter()
+        started = time.process_time()
         fold(b"SELECT '" + unit * (1_000_000 // len(unit)))
-        assert time.perf_counter() - started < 1.0
+        assert time.process_time() - started < 1.0
