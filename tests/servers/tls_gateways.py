@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class TlsGateway(SqlGateway):
         tls: str = "",
         listener: str = "",
         settings: str = "",
-        users: Sequence[Account] = (APP,),
+        users: tuple[Account, ...] | str = (APP,),
         rules: str = "",
         general: str = "",
     ) -> None:
@@ -69,7 +68,7 @@ class TlsGateway(SqlGateway):
             tls_group.group,
             listener=own + listener,
             settings=f"backend_tls = {tls_group.backend_tls}\n{settings}",
-            users=tuple(users),
+            users=users,
             rules=rules,
             general=general,
         )

@@ -27,7 +27,7 @@ from gateways import SqlGateway, rows, value
 from tls_gateways import TlsGateway, TlsGroup, mariadb_with_tls, mysql_with_tls
 
 from gateway.demo import programs
-from gateway.demo.mysql_servers import APP, MysqlGroup
+from gateway.demo.mysql_servers import APP, MONITOR, MysqlGroup
 from gateway.demo.stack import Stack
 from gateway.protocol.mysql.constants import Capability
 from gateway.protocol.mysql.greeting import HandshakeResponse
@@ -210,6 +210,41 @@ def test_command_line_clients_verify_the_gateway(sql_gateway: TlsGateway, client
         else:
             assert done.returncode != 0
             assert "SSL" in done.stderr
+
+
+def test_a_password_that_has_yet_to_be_learnt_is_sent_in_the_clear_within_tls(
+    stack: Stack, mysql9_group: MysqlGroup, authority: Authority, certificate: Certificate
+) -> None:
+    """The client may not ask for the RSA key: without the full path in the clear it could not get in."""
+    primary = mysql9_group.primary
+    primary.query(f"GRANT SELECT ON mysql.user TO '{MONITOR.user}'@'%'")
+    mysql9_group.wait_caught_up()
+    gateway = TlsGateway(stack, mysql_with_tls(mysql9_group), authority, certificate, users='"backend"')
+    gateway.start()
+    try:
+        gateway.wait_serving()
+        program = programs.unstable("bin/mysql", "mysql-client")
+        place = [f"--host={gateway.host}", f"--port={gateway.port}", "--protocol=tcp", f"--user={APP.user}"]
+        how = [
+            "--no-defaults",
+            "--batch",
+            "--skip-column-names",
+            "--ssl-mode=VERIFY_IDENTITY",
+            f"--ssl-ca={gateway.ca}",
+        ]
+        for password, found in (("wrong", ""), (APP.password, "42\n")):
+            done = subprocess.run(
+                [*program.command, *how, *place, f"--password={password}", "shop", "-e", "SELECT 6 * 7"],
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            assert done.stdout == found, done.stderr
+        with gateway.connect() as one:
+            assert value(one, "SELECT 1") == 1
+    finally:
+        gateway.end()
+        primary.query(f"REVOKE SELECT ON mysql.user FROM '{MONITOR.user}'@'%'")
 
 
 def test_a_client_without_tls_is_served_where_it_is_not_required(sql_gateway: TlsGateway) -> None:
