@@ -494,7 +494,9 @@ class MysqlSession:
             self._task_takes(Declined(self.raw, limit, connection.member))
 
     def losing(self, connection: MysqlConnection, left: Left | None) -> None:
-        self.residue.losing(connection, left, self.commands, self.operation, self._tracker.affected_rows)
+        # MariaDB's RETURNING makes a result of a change, and ROW_COUNT() of it -1.
+        told = None if b"RETURNING" in self.raw.upper() else self.operation
+        self.residue.losing(connection, left, self.commands, told, self._tracker.affected_rows)
 
     def _task_takes(self, declined: Declined) -> None:
         if self.finished is not None:

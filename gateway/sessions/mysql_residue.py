@@ -32,6 +32,8 @@ _UNSIGNED: Final = 32
 _BINARY: Final = 128
 _COUNTED: Final = frozenset(("insert", "update", "delete", "replace"))  # their OK tells what ROW_COUNT() will
 
+_SCHEMA_CHANGES: Final = ("create ", "alter ", "drop ", "truncate ", "rename ")  # theirs is 0
+
 # MySQL 8.0.17 and later.
 _DEPRECATED: Final = (
     "Warning",
@@ -105,7 +107,8 @@ class Residue:
 def _row_count(operation: SqlOperation, affected: int, warnings: list[Row] | None) -> int | None:
     if operation.kind is Kind.READ:
         return -1
-    if operation.multi or operation.statement not in _COUNTED or warnings is None:
+    counted = operation.statement in _COUNTED or operation.statement.startswith(_SCHEMA_CHANGES)
+    if operation.multi or not counted or warnings is None:
         return None
     failed = any(row[0] == "Error" for row in warnings)
     return -1 if failed else affected

@@ -185,6 +185,8 @@ def read_state(state: bytes, *, keep_positions: bool) -> tuple[SessionChanges, b
             found[kind] = text(read_lenenc_bytes(entry, 1)[0])  # in front is the encoding, always 0
             if not keep_positions:
                 whole = b""
+        elif kind == Tracked.STATE_CHANGE:
+            found[kind] = text(entry[-1:])  # one byte, with no length of its own (tried), whatever the manual says
         elif kind in _STRINGS:
             found[kind] = text(read_lenenc_bytes(entry, 0)[0])
         kept.append(whole)
@@ -200,9 +202,7 @@ def read_state(state: bytes, *, keep_positions: bool) -> tuple[SessionChanges, b
     return changes, b"".join(kept)
 
 
-_STRINGS = frozenset(
-    (Tracked.SCHEMA, Tracked.STATE_CHANGE, Tracked.TRANSACTION_CHARACTERISTICS, Tracked.TRANSACTION_STATE)
-)
+_STRINGS = frozenset((Tracked.SCHEMA, Tracked.TRANSACTION_CHARACTERISTICS, Tracked.TRANSACTION_STATE))
 
 
 def _read_pairs(entry: bytes) -> list[tuple[bytes, bytes]]:
