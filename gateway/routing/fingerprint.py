@@ -42,6 +42,7 @@ class Reading:
     utf8: bool = True  # character_set_client is utf8mb3 or utf8mb4: bytes from 0x80 on are letters
     oracle_mode: bool = False  # sql_mode ORACLE
     version: tuple[int, int] = (0, 0)
+    database: str | None = None  # what names without a database mean; it matters to the catalogue alone
 
 
 DEFAULT_READING: Final = Reading()

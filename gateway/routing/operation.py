@@ -146,6 +146,11 @@ class SqlOperation:
     by_task: bool = False  # takes more than sending it and passing the reply on: served by the session's task
     read_back: tuple[Assignment, ...] = ()  # set to no literal: their values can be asked for (`value` is "")
     names: tuple[str, ...] = ()  # what `pin` or `unpin` is about: temporary tables, handlers; () for all there is
+    describes: bool = False  # names tables only to show what they are (SHOW COLUMNS): no row of them is read
+    upsert: bool = False  # an INSERT that may update rows (ON DUPLICATE KEY UPDATE)
+    columns_complete: bool = True  # False: columns that nobody knows are touched too, through a view or routine
+    calls: tuple[Table, ...] = ()  # the stored functions that it calls, if that is what they are
+    if_proven: SqlOperation | None = None  # what it is if all of `calls` only read; None where that changes nothing
 
 
 class Effect(Enum):

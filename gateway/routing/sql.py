@@ -5,6 +5,10 @@ share that differ only in literals and comments. What must be read in full goes 
 then dispatched by its first word: queries and data changes to `sql_query`, which proves reads twice, by tokens and by
 tree; SET to `sql_set`; SHOW and EXPLAIN to `sql_show`; the rest to `first_words`.
 
+What comes of that knows no catalogue: it holds for any database, and is shared by them. With a catalogue `sql_resolve`
+then says what it is in the session's database, where a name may be a view and a table have triggers; that is kept for
+the exact text, and forgotten with the catalogue.
+
 The rule is that only a proven read is READ. Doubt of any kind is UNKNOWN, which goes to the primary.
 """
 
@@ -15,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from gateway.routing.catalogue import Catalogue
 from gateway.routing.fingerprint import (
     DEFAULT_READING,
     EMPTY_COMMENT,
@@ -26,12 +31,13 @@ from gateway.routing.fingerprint import (
 )
 from gateway.routing.first_words import classify_first_words, unproven
 from gateway.routing.functions import PAREN_WORDS, read_functions, space_sensitive
-from gateway.routing.operation import NO_HINT, Column, Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.operation import NO_HINT, Column, Hint, Kind, PinCause, SqlOperation, TransactionEffect
 from gateway.routing.sql_asks import asks_for_thread_id
 from gateway.routing.sql_cache import Cache
 from gateway.routing.sql_facts import scan
 from gateway.routing.sql_hints import parse_hint
 from gateway.routing.sql_query import CHANGE_WORDS, QUERY_WORDS, classify_query
+from gateway.routing.sql_resolve import resolve
 from gateway.routing.sql_set import classify_set
 from gateway.routing.sql_show import classify_explain, classify_show
 from gateway.routing.sql_tokens import EXECUTABLE_LIMIT, Lexed, Token, TokenKind, canonical, lex
@@ -58,6 +64,10 @@ LEX_BYTES: Final = 8 * 1024
 """Longest text that is split into tokens as it stands, bytes: 3 us per token (measured), 6 ms for a dense one."""
 CALLS_LOOKED_AT: Final = 4_096
 """Parentheses of a long text that are looked at for what they call; a megabyte of them took 150 ms."""
+RESOLVED_ENTRIES: Final = 8_192
+"""Operations whose meaning by the catalogue is remembered, counted once per database."""
+READINGS: Final = 32
+"""Readings with a cache of texts of their own; sessions of more databases take turns."""
 HEAD_BYTES: Final = 1_024
 """How much of a long text is looked at to know a data change and its table."""
 
@@ -84,7 +94,10 @@ class Classifier:
         self._plan_entries = plan_entries
         self._max_parse_bytes = max_parse_bytes
         self._cache_bytes = cache_bytes
-        self._caches: dict[Reading, tuple[Cache, Cache]] = {}
+        self._texts: dict[Reading, Cache] = {}  # each with its database
+        self._folds_of: dict[Reading, Cache] = {}  # without one
+        self._catalogue: Catalogue | None = None
+        self._resolved: dict[tuple[int, str | None], tuple[SqlOperation, SqlOperation]] = {}
         self._learned: dict[tuple[Reading, bytes], SqlOperation] = {}
         self._folds = 0
         self._parses = 0
@@ -93,29 +106,46 @@ class Classifier:
 
     def _use(self, reading: Reading) -> None:
         """Make the caches of a reading the current ones. Few readings are in use at a time, mostly one."""
-        caches = self._caches.get(reading)
-        if caches is None:
-            if len(self._caches) >= 16:
-                self._caches.clear()
-            caches = Cache(self._exact_entries, self._cache_bytes), Cache(self._plan_entries, self._cache_bytes)
-            self._caches[reading] = caches
+        texts = self._texts.get(reading)
+        if texts is None:
+            if len(self._texts) >= READINGS:
+                del self._texts[next(iter(self._texts))]
+            texts = self._texts[reading] = Cache(self._exact_entries, self._cache_bytes // 2)
+        shared = replace(reading, database=None) if reading.database is not None else reading
+        plans = self._folds_of.get(shared)
+        if plans is None:
+            if len(self._folds_of) >= 16:
+                self._folds_of.clear()
+            plans = self._folds_of[shared] = Cache(self._plan_entries, self._cache_bytes)
         self._reading = reading
-        self._exact, self._plans = caches
+        self._exact, self._plans = texts, plans
         self._fold = folder_of(reading).fold
 
-    def clear(self) -> None:
-        """Forget everything, as after a change of the catalogue."""
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Reads names by this catalogue from now on. What was learnt or remembered under another one is forgotten."""
+        if catalogue is self._catalogue:
+            return
+        if self._catalogue is None or catalogue.version != self._catalogue.version:
+            self._learned.clear()
+        self._catalogue = catalogue
         self.version += 1
-        for exact, plans in self._caches.values():
-            exact.clear()
-            plans.clear()
+        self._resolved.clear()
+        for texts in self._texts.values():
+            texts.clear()
+
+    def clear(self) -> None:
+        """Forget everything that was classified."""
+        self.version += 1
+        self._resolved.clear()
+        for cache in (*self._texts.values(), *self._folds_of.values()):
+            cache.clear()
 
     def statistics(self) -> Statistics:
         return Statistics(self._folds, self._parses)
 
     def entries(self) -> int:
         """Number of remembered texts and folds, over all readings."""
-        return sum(len(exact) + len(plans) for exact, plans in self._caches.values())
+        return sum(len(cache) for cache in (*self._texts.values(), *self._folds_of.values()))
 
     def classify(self, sql: bytes, reading: Reading = DEFAULT_READING) -> SqlOperation:
         """What the statement (or statements) of one COM_QUERY is, under one reading. Raises nothing."""
@@ -144,24 +174,42 @@ class Classifier:
             if operation is not None:
                 return operation
         self._folds += 1
+        operation = self._resolve(self._by_fold(sql))
+        if short:
+            self._exact.put(sql, operation)
+        return operation
+
+    def _by_fold(self, sql: bytes) -> SqlOperation:
+        """What a text is as far as no catalogue is needed to say it."""
         head = long_change_head(sql) if len(sql) > HEAD_BYTES else None
         folded = self._fold(sql if head is None else head)
         if folded and len(folded) <= FOLD_KEY_BYTES and (not self._reading.unsafe_charset or sql.isascii()):
             plans = self._plans
-            operation = plans.young.get(folded) or plans.old(folded)
-            if operation is None and self._learned:
-                operation = self._learned.get((self._reading, folded))
+            operation = self._learned.get((self._reading, folded)) if self._learned else None
+            operation = operation or plans.young.get(folded) or plans.old(folded)
             if operation is None:
                 self._parses += 1
                 operation, foldable = classify_text(sql if head is None else head, self._reading, self._max_parse_bytes)
                 if foldable:
                     plans.put(folded, operation)
-        else:
-            self._parses += 1
-            operation, _ = classify_text(sql, self._reading, self._max_parse_bytes)
-        if short:
-            self._exact.put(sql, operation)
-        return operation
+            return operation
+        self._parses += 1
+        return classify_text(sql, self._reading, self._max_parse_bytes)[0]
+
+    def _resolve(self, operation: SqlOperation) -> SqlOperation:
+        """What an operation is in the reading's database, by the catalogue."""
+        catalogue = self._catalogue
+        if catalogue is None or not (operation.reads or operation.writes or operation.calls):
+            return operation
+        key = id(operation), self._reading.database
+        known = self._resolved.get(key)
+        if known is not None:
+            return known[1]
+        resolved = resolve(operation, catalogue, self._reading)
+        if len(self._resolved) >= RESOLVED_ENTRIES:
+            self._resolved.clear()
+        self._resolved[key] = operation, resolved
+        return resolved
 
 
 def long_change_head(sql: bytes) -> bytes | None:
@@ -209,7 +257,7 @@ def classify_text(sql: bytes, reading: Reading, parse_limit: int = PARSE_BYTES) 
         return replace(operation, hint=parse_hint(lexed.hints)), False
     operation = _classify_statements(lexed, reading, parse_limit)
     if lexed.hints:
-        operation = replace(operation, hint=parse_hint(lexed.hints))
+        operation = _both(operation, hint=parse_hint(lexed.hints))
     operation = _only_primary(operation, reading)
     if operation.pin is PinCause.CONNECTION_ID and not operation.multi and asks_for_thread_id(sql):
         operation = replace(
@@ -225,10 +273,18 @@ def classify_text(sql: bytes, reading: Reading, parse_limit: int = PARSE_BYTES) 
     return operation, foldable
 
 
+def _both(operation: SqlOperation, hint: Hint) -> SqlOperation:
+    """The operation with a hint, and with it what it is if its stored functions only read."""
+    proven = operation.if_proven
+    return replace(operation, hint=hint, if_proven=None if proven is None else replace(proven, hint=hint))
+
+
 def _only_primary(operation: SqlOperation, reading: Reading) -> SqlOperation:
     """The operation as it is where nothing may go to a replica, if the reading is of that sort."""
     if not (reading.oracle_mode or reading.unsafe_charset):
         return operation
+    if operation.if_proven is not None:
+        operation = replace(operation, if_proven=_only_primary(operation.if_proven, reading))
     if operation.kind is not Kind.READ or operation.needs_primary is not None:
         return operation
     why = "sql_mode ORACLE" if reading.oracle_mode else "a character set whose characters may end in a backslash"
@@ -255,7 +311,7 @@ def _classify_long(sql: bytes, reading: Reading, parse_limit: int) -> SqlOperati
     if operation.assignments or operation.gateway is not None:
         return unproven(lexed.statements[0], f"has more than {LEX_BYTES // 1024} KiB")
     if hints:
-        operation = replace(operation, hint=parse_hint(lex(hints, reading).hints))
+        operation = _both(operation, hint=parse_hint(lex(hints, reading).hints))
     return _only_primary(operation, reading)
 
 
@@ -331,6 +387,10 @@ def _union(operations: Sequence[SqlOperation], base: SqlOperation) -> SqlOperati
     """The base with everything that any of the operations touches."""
     return replace(
         base,
+        calls=(),
+        if_proven=None,
+        describes=all(operation.describes for operation in operations),
+        upsert=any(operation.upsert for operation in operations),
         reads=tuple(dict.fromkeys(table for operation in operations for table in operation.reads)),
         writes=tuple(dict.fromkeys(table for operation in operations for table in operation.writes)),
         columns=frozenset().union(*(operation.columns for operation in operations)),

@@ -9,13 +9,13 @@ do not parse.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.routing import functions
 from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import words
-from gateway.routing.operation import PinCause
+from gateway.routing.operation import PinCause, Table
 from gateway.routing.sql_tokens import SPACE, Token, TokenKind
 
 NILADIC: Final = words(
@@ -58,6 +58,14 @@ class Facts:
     unpin: PinCause | None = None
     last_connection: bool = False
     found_rows: bool = False
+    stored: list[Table] = field(default_factory=list)  # functions that may be stored ones, as they are called
+    unknown_beside: str | None = None  # `unknown` as it would be without the calls in `stored`
+    pin_beside: PinCause | None = None  # `pin`, the same way
+
+    def pins(self, cause: PinCause) -> None:
+        """Something pins, whatever stored functions do."""
+        self.pin_beside = self.pin_beside or cause
+        self.pin = self.pin or cause
 
 
 def matching(tokens: Sequence[Token], start: int) -> int:
@@ -142,7 +150,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
             elif name in PRIMARY_VARIABLES:
                 facts.primary = f"reads @@{name}, which {PRIMARY_VARIABLES[name]}"
                 if name == "pseudo_thread_id":
-                    facts.pin = facts.pin or PinCause.CONNECTION_ID
+                    facts.pins(PinCause.CONNECTION_ID)
             elif name.startswith(("gtid_", "session_track_")):
                 facts.primary = f"reads @@{name}, which is the position or state of one server"
         elif word == "(" and index:
@@ -150,6 +158,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
         elif kind is TokenKind.SIGN:
             if word == ":=":
                 facts.session = "assigns a user variable (:=)"
+                facts.pin_beside = PinCause.USER_VARIABLE
                 facts.pin = facts.pin if facts.pin is PinCause.PROCEDURE else PinCause.USER_VARIABLE
         elif kind is TokenKind.WORD:
             following = tokens[index + 1].word if index + 1 < len(tokens) else ""
@@ -187,8 +196,8 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
         return
     if plain and (stored := _called_as_stored(tokens, paren, name, reading)) is not None:
         facts.functions.add(name)
-        facts.unknown = stored
-        facts.pin = PinCause.PROCEDURE
+        facts.unknown = facts.unknown_beside = stored
+        facts.pin = facts.pin_beside = PinCause.PROCEDURE
         return
     if plain and name in known:
         facts.functions.add(name)
@@ -196,16 +205,16 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
             facts.last_connection = True
             if name == "last_insert_id" and _word(tokens, paren + 1) != ")":
                 facts.session = "sets LAST_INSERT_ID() of its connection"
-                facts.pin = facts.pin or PinCause.SESSION_VARIABLE
+                facts.pins(PinCause.SESSION_VARIABLE)
         elif name in functions.PRIMARY:
             facts.primary = f"calls {name}(), which {functions.PRIMARY[name]}"
             if name == "connection_id":
-                facts.pin = facts.pin or PinCause.CONNECTION_ID
+                facts.pins(PinCause.CONNECTION_ID)
         return
     if plain and name in functions.NAMED_LOCK:
         facts.functions.add(name)
         facts.session = f"takes a named lock ({name})"
-        facts.pin = facts.pin or PinCause.NAMED_LOCK
+        facts.pins(PinCause.NAMED_LOCK)
         return
     if plain and name in functions.RELEASE_LOCK:
         facts.functions.add(name)
@@ -225,3 +234,7 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
     facts.functions.add(shown.lower())
     facts.unknown = f"calls {shown}(), which is no built-in that only reads"
     facts.pin = PinCause.PROCEDURE
+    facts.stored.append(Table(callee.text, tokens[paren - 3].text if dotted and paren >= 3 else None))
+    if dotted and paren >= 4 and tokens[paren - 4].word == ".":
+        facts.unknown_beside = facts.unknown  # three parts name something else
+        facts.pin_beside = PinCause.PROCEDURE

@@ -7,7 +7,10 @@ is unknown, but pins only if its tokens give a reason to: without one it cannot 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
+
+from sqlglot import exp
 
 from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import read_functions, words
@@ -69,11 +72,13 @@ def _look(facts: Facts, tokens: Sequence[Token]) -> str:
                 facts.writes = "writes a file on the server"
             else:
                 facts.session = "stores its result in variables (INTO)"
+                facts.pin_beside = PinCause.USER_VARIABLE
                 facts.pin = facts.pin if facts.pin is PinCause.PROCEDURE else PinCause.USER_VARIABLE
         elif (word == "FOR" and following in ("UPDATE", "SHARE")) or (word == "LOCK" and following == "IN"):
             facts.writes = "locks the rows that it reads"
         elif word == "PROCEDURE":
             facts.unknown = facts.unknown or "has a PROCEDURE clause"
+            facts.unknown_beside = facts.unknown_beside or "has a PROCEDURE clause"
         elif word in CHANGE_WORDS and following != "(" and before not in ("FOR", "KEY", "ON"):
             facts.writes = facts.writes or "changes data"
             statement = word.lower()
@@ -168,25 +173,54 @@ def classify_query(tokens: Sequence[Token], reading: Reading, parse_limit: int) 
         statement = tokens[0].word.lower()
         facts.writes = "changes data"
     text = canonical(_without_modifiers(tokens))
+    known = read_functions(reading.mariadb, reading.version)
     what: Touched | None = None
     problem: str | None = None
+    problem_beside: str | None = None  # as if the stored functions were known to only read
     try:
         if len(text) > parse_limit:
             raise UnprovenError(f"is longer than the {parse_limit} bytes that are parsed")
         tree = parse(text)
         what = touched(tree)
+        if not change and facts.stored:
+            prove_read(tree, known | {name.name.lower() for name in facts.stored}, stored=True)
         if not change:
-            prove_read(tree, read_functions(reading.mariadb, reading.version))
+            problem_beside, problem = None, _problem(tree, known)
     except UnprovenError as unproven:
-        problem = str(unproven)
+        problem = problem_beside = str(unproven)
     except (
         Exception
     ) as error:  # sqlglot raises far more than its ParseError, RecursionError among them: all mean unparsed
-        problem = f"does not parse ({type(error).__name__})"
+        problem = problem_beside = f"does not parse ({type(error).__name__})"
     complete = what is not None
     if what is None:
         what = _fallback_target(tokens) if change else Touched(columns={Column("*")})
     _asks_server(facts, what.reads)
+    operation = _operation(facts, statement, what, complete, problem, change)
+    operation = replace(operation, upsert=change and _updates_duplicates(tokens))
+    if not facts.stored:
+        return operation
+    facts.unknown, facts.pin = facts.unknown_beside, facts.pin_beside
+    proven = _operation(facts, statement, what, complete, problem_beside, change)
+    proven = replace(proven, upsert=operation.upsert)
+    return replace(operation, calls=tuple(dict.fromkeys(facts.stored)), if_proven=proven)
+
+
+def _problem(tree: exp.Expr, known: frozenset[str]) -> str | None:
+    try:
+        prove_read(tree, known)
+    except UnprovenError as unproven:
+        return str(unproven)
+    return None
+
+
+def _updates_duplicates(tokens: Sequence[Token]) -> bool:
+    return any(token.word == "DUPLICATE" and token.kind is TokenKind.WORD for token in tokens)
+
+
+def _operation(
+    facts: Facts, statement: str, what: Touched, complete: bool, problem: str | None, change: bool
+) -> SqlOperation:
     kind, reason = Kind.READ, "a query that only reads"
     if facts.unknown and not change:
         kind, reason = Kind.UNKNOWN, facts.unknown

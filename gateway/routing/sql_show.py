@@ -69,10 +69,10 @@ def classify_show(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
             start += 1
         table, _ = first_table(tokens, start)
         if words[1] in ("TABLE", "VIEW", "SEQUENCE") and table is not None:
-            return replace(base, statement=f"show create {words[1].lower()}", reads=(table,))
+            return replace(base, statement=f"show create {words[1].lower()}", reads=(table,), describes=True)
         return replace(base, statement=f"show create {words[1].lower()}")
     if any(words[: len(head)] in _SCHEMA for head in (words[:3], words[:2], words[:1])):
-        return replace(base, reads=_shown_table(tokens, index) if words[0] in _WITH_TABLE else ())
+        return replace(base, reads=_shown_table(tokens, index) if words[0] in _WITH_TABLE else (), describes=True)
     if words and words[0] in _ONE_SERVER:
         return replace(base, needs_primary=f"{statement.upper()}: is about one server or connection")
     return SqlOperation(Kind.UNKNOWN, statement, "is a SHOW that is not known", tables_complete=False)
@@ -112,7 +112,11 @@ def classify_explain(tokens: Sequence[Token], inner: Callable[[Sequence[Token]],
         return SqlOperation(Kind.UNKNOWN, statement, "explains nothing", tables_complete=False)
     if rest[0].word in QUERY_WORDS or rest[0].word in CHANGE_WORDS:
         operation = inner(rest)
-        return replace(operation, statement=statement, reason=f"explains: {operation.reason}")
+        explained = replace(operation, statement=statement, reason=f"explains: {operation.reason}")
+        if operation.if_proven is None:
+            return explained
+        proven = replace(operation.if_proven, statement=statement, reason=f"explains: {operation.if_proven.reason}")
+        return replace(explained, if_proven=proven)
     if rest[0].word == "FOR" and len(rest) == 3 and rest[1].word == "CONNECTION":
         return SqlOperation(
             Kind.READ,
@@ -124,7 +128,7 @@ def classify_explain(tokens: Sequence[Token], inner: Callable[[Sequence[Token]],
     if table is not None and index == 1:
         tail = rest[after:]
         if not tail or (len(tail) == 1 and tail[0].kind in (TokenKind.WORD, TokenKind.NAME, TokenKind.STRING)):
-            return SqlOperation(Kind.READ, "describe", "describes a table", reads=(table,))
+            return SqlOperation(Kind.READ, "describe", "describes a table", reads=(table,), describes=True)
     return SqlOperation(
         Kind.UNKNOWN, statement, "is an EXPLAIN that is not known", columns=frozenset([Column("*")]),
         pin=PinCause.UNPROVEN, tables_complete=False,

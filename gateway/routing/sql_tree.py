@@ -80,8 +80,11 @@ def parse(text: str) -> exp.Expr:
     return tree
 
 
-def prove_read(tree: exp.Expr, known: frozenset[str]) -> None:
-    """Raise UnprovenError unless the tree is a query made of nothing but listed parts."""
+def prove_read(tree: exp.Expr, known: frozenset[str], *, stored: bool = False) -> None:
+    """Raise UnprovenError unless the tree is a query made of nothing but listed parts.
+
+    `stored`: calls of the form db.function() are among the known.
+    """
     root = tree
     while isinstance(root, (exp.Subquery, exp.Paren)):
         root = root.this
@@ -93,7 +96,7 @@ def prove_read(tree: exp.Expr, known: frozenset[str]) -> None:
             if name not in known and name.upper() not in PAREN_WORDS:
                 raise UnprovenError(f"calls {name}(), which is no built-in that only reads")
         elif isinstance(node, exp.Dot):
-            if isinstance(node.expression, exp.Func):
+            if isinstance(node.expression, exp.Func) and not stored:
                 raise UnprovenError("calls a stored function")
         elif isinstance(node, (exp.Command, exp.PropertyEQ, exp.Lock, exp.Into, exp.DDL, exp.DML)) and not isinstance(
             node, exp.Query
@@ -119,7 +122,7 @@ def _visible_cte(node: exp.Table) -> bool:
     """Whether a name without a database means a common table expression at this place."""
     if node.db or not isinstance(node.this, exp.Identifier):
         return False
-    name = node.name.lower()
+    name = node.name  # as it is: on MySQL the name of a CTE may differ from a table's in its case alone (tried)
     child: exp.Expr = node
     parent = node.parent
     while parent is not None:
@@ -131,14 +134,14 @@ def _visible_cte(node: exp.Table) -> bool:
                         before.append(cte)
                     break
                 before.append(cte)
-            if any(cte.alias.lower() == name for cte in before):
+            if any(cte.alias == name for cte in before):
                 return True
             # The query that owns this WITH must not look at it again.
             child = parent.parent or parent
             parent = child.parent
             continue
         clause = parent.args.get("with_")
-        if clause is not None and any(cte.alias.lower() == name for cte in clause.expressions):
+        if clause is not None and any(cte.alias == name for cte in clause.expressions):
             return True
         child, parent = parent, parent.parent
     return False
@@ -148,12 +151,16 @@ _SCOPES: Final = (exp.Select, exp.Update, exp.Delete, exp.Insert)
 
 
 class _Sources:
-    """The names in one FROM (or target list): base tables, and derived ones as None."""
+    """The names in one FROM (or target list): base tables, and derived ones as None.
 
-    __slots__ = ("tables",)
+    Names are compared without their case, and db1.t and db2.t have one name: what else it may mean is in `homonyms`.
+    """
+
+    __slots__ = ("homonyms", "tables")
 
     def __init__(self, scope: exp.Expr) -> None:
         self.tables: dict[str, Table | None] = {}
+        self.homonyms: dict[str, list[Table]] = {}
         if isinstance(scope, exp.Select):
             roots = [scope.args.get("from_"), *(scope.args.get("joins") or ()), *(scope.args.get("laterals") or ())]
         else:
@@ -166,7 +173,7 @@ class _Sources:
             if isinstance(node, exp.Table):
                 if isinstance(node.this, exp.Identifier):
                     base = None if _visible_cte(node) else _table(node)
-                    self.tables[(node.alias or node.name).lower()] = base
+                    self._add((node.alias or node.name).lower(), base)
                 else:
                     self.tables[(node.alias or f"\0{id(node)}").lower()] = None
                 pending.extend(node.args.get("joins") or ())
@@ -183,8 +190,16 @@ class _Sources:
             elif isinstance(node, (exp.Lateral, exp.Values)):
                 self.tables[(node.alias or f"\0{id(node)}").lower()] = None
 
+    def _add(self, name: str, table: Table | None) -> None:
+        known = self.tables.get(name)
+        if known is not None and known != table:
+            self.homonyms.setdefault(name, []).append(known)
+        self.tables[name] = table
+
     def bases(self) -> Iterator[Table]:
-        return (table for table in self.tables.values() if table is not None)
+        yield from (table for table in self.tables.values() if table is not None)
+        for tables in self.homonyms.values():
+            yield from tables
 
 
 def _targets(tree: exp.Expr, sources: _Sources) -> list[Table]:
@@ -193,7 +208,8 @@ def _targets(tree: exp.Expr, sources: _Sources) -> list[Table]:
         return list(sources.bases())[:1]
     if isinstance(tree, exp.Delete) and tree.args.get("tables"):
         named = [
-            sources.tables.get((node.name if not node.db else "").lower()) or _table(node)
+            sources.tables.get((node.name if not node.db and node.name.lower() not in sources.homonyms else "").lower())
+            or _table(node)
             for node in tree.args["tables"]
         ]
         return list(dict.fromkeys(named))
@@ -202,7 +218,7 @@ def _targets(tree: exp.Expr, sources: _Sources) -> list[Table]:
         for assignment in tree.expressions:
             column = assignment.this
             qualifier = column.table.lower() if isinstance(column, exp.Column) else ""
-            table = sources.tables.get(qualifier) if qualifier else None
+            table = sources.tables.get(qualifier) if qualifier and qualifier not in sources.homonyms else None
             found.extend([table] if table is not None else sources.bases())
         return list(dict.fromkeys(found))
     first = next(sources.bases(), None)
@@ -286,6 +302,31 @@ def _resolve(result: Touched, node: exp.Column, name: str, chain: Iterator[_Sour
             table = scope.tables[qualifier]
             if table is not None:
                 result.columns.add(Column(name, table))
+            result.columns.update(Column(name, other) for other in scope.homonyms.get(qualifier, ()))
             return
     if not found:
         result.columns.add(Column(name))
+
+
+def view_columns(tree: exp.Expr) -> tuple[dict[str, set[Column]], set[Column]] | None:
+    """The columns behind each result column (lower case) of a view's SELECT, and those behind the rest of it.
+
+    None where they are not told apart: set operations, subqueries among the results, derived tables. Changes the tree.
+    """
+    while isinstance(tree, (exp.Subquery, exp.Paren)):
+        tree = tree.this
+    if not isinstance(tree, exp.Select) or tree.args.get("with_"):
+        return None
+    sources = _Sources(tree)
+    if None in sources.tables.values():
+        return None
+    outputs: dict[str, set[Column]] = {}
+    for result in tree.expressions:
+        if result.find(exp.Query, exp.Star):
+            return None
+        used = Touched()
+        for node in result.find_all(exp.Column):
+            _resolve(used, node, node.name, iter((sources,)))
+        outputs[result.alias_or_name.lower()] = used.columns
+    tree.set("expressions", [exp.Literal.number(1)])
+    return outputs, touched(tree).columns

@@ -158,8 +158,8 @@ def _sql_tests(rule: Rule) -> tuple[_SqlTest, ...]:
 
 
 def _touches(columns: Sequence[_Name], operation: SqlOperation, current: str | None) -> bool:
-    if operation.kind is Kind.UNKNOWN:
-        return True  # nothing is known about it, so that no column can be excluded
+    if operation.kind is Kind.UNKNOWN or not operation.columns_complete:
+        return True  # nothing is known about it, or about a view that it reads, so that no column can be excluded
     return any(name.fits_column(column, operation, current) for name in columns for column in operation.columns)
 
 
