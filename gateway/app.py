@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 import structlog
 import trio
 
+from gateway.admin.explain import Question, serve_explain
 from gateway.admin.status import serve_status
 from gateway.config import Config, Listener, MemcachedGroup, MysqlGroup, load_config
 from gateway.errors import ConfigError
@@ -26,8 +28,9 @@ from gateway.replication.observe import monitor_credentials
 from gateway.routing.sql import Classifier
 from gateway.rules.compile import RuleSet
 from gateway.rules.load import read_rules
-from gateway.rules.setting import Setting
+from gateway.rules.setting import Protocol, Setting
 from gateway.rules.tests import failing_tests
+from gateway.rules.verdict import Verdict
 from gateway.sessions.memcached import MemcachedService
 from gateway.sessions.mysql_service import MysqlService
 from gateway.topology.backend_users import BackendUsers
@@ -94,7 +97,7 @@ class Gateway:
         self._sql_groups: dict[str, Topology] = {}
         self._users: dict[str, Users] = {}
         self._key_groups: dict[str, MemcachedTopology] = {}
-        self._classifier = Classifier()
+        self._classifiers: dict[str, Classifier] = {}  # one per group, since each has its own catalogue
         self._draining = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -106,6 +109,7 @@ class Gateway:
                 async with trio.open_nursery() as sessions:
                     self._open_listeners(sessions, group_nursery)
                     status = await sessions.start(serve_status, self.config.gateway.data_dir, self.status)
+                    await sessions.start(serve_explain, self.config.gateway.data_dir, self.explainer)
                     log.info("ready", listeners=[str(one.config.listen) for one in self.served], status=str(status))
                     task_status.started()
                     await self._draining.wait()
@@ -156,7 +160,7 @@ class Gateway:
                     self.lane,
                     listener,
                     self._sql_groups[group.name],
-                    self._classifier,
+                    self._classifiers.setdefault(group.name, Classifier()),
                     self.rules,
                     self._users[group.name],
                     key,
@@ -251,9 +255,29 @@ class Gateway:
                 user.passwords()
         for users, wanted in listed:
             users.use(wanted)
+        for group in config.groups:
+            if isinstance(group, MysqlGroup) and group.users != "backend" and group.name in self._sql_groups:
+                self._sql_groups[group.name].use_users(group.users)
         for served in self.served:
             if isinstance(served.service, MysqlService):
                 served.service.use_users()
+
+    def explainer(self, question: Question) -> Callable[[bytes], Verdict]:
+        """Explains statements as this gateway decides at the moment. Raises ConfigError for an unknown listener."""
+        setting = Setting(self.rules, self.config)
+        protocol: Protocol = "memcached" if question.protocol == "memcached" else "mysql"
+        listener = setting.listener(protocol, question.listener)
+        for served in self.served:
+            service = served.service
+            if listener is not None and served.config.name == listener.name and isinstance(service, MysqlService):
+                return service.explainer(question.user, question.client, question.database).explain
+        return setting.explainer(
+            protocol,
+            listener=question.listener,
+            user=question.user,
+            client=question.client,
+            database=question.database,
+        ).explain
 
     def status(self) -> dict[str, object]:
         """Everything that `gateway status --json` prints, as plain values."""

@@ -21,13 +21,15 @@ def check(
     *,
     config: Annotated[Path, Parameter(name=["--config", "-c"])] = Path("gateway.toml"),
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
+    offline: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Check configuration, rules and the tests beside the rules.
 
     Every problem is one line `file:line: message` on standard error. Warnings
-    are about what `gateway run` would serve nevertheless. No server is asked,
-    and secrets need not be known. The exit code is 0 if the configuration can
-    be run, 1 if not.
+    are about what `gateway run` would serve nevertheless. MySQL and MariaDB
+    servers that can be reached within two seconds are asked whether the monitor
+    account has the rights that it needs; secrets need not be known. The exit
+    code is 0 if the configuration can be run, 1 if not.
 
     Examples:
 
@@ -40,6 +42,8 @@ def check(
         The configuration file.
     quiet
         Say nothing but errors.
+    offline
+        Ask no server.
     """
     read, problems = read_config(config)
     if read is None:
@@ -55,6 +59,11 @@ def check(
         for warning in [*warnings(read), *map(str, tls_warnings(read)), *map(str, rule_warnings(files))]:
             place, _, message = warning.partition(": ")
             print(f"{place}: warning: {message}", file=sys.stderr)
+        if not offline and not errors:
+            from gateway.cli.rights import warnings_of_rights
+
+            for warning in warnings_of_rights(read):
+                print(f"{config}: warning: {warning}", file=sys.stderr)
     if errors:
         return _report(errors)
     if not quiet:

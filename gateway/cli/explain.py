@@ -1,20 +1,25 @@
-"""`gateway explain`: where statements would go, and why, without any server."""
+"""`gateway explain`: where statements would go, and why; as the running gateway says, if one answers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from cyclopts import Parameter
 
+from gateway.admin import EXPLAIN_SOCKET
 from gateway.cli.main import Exit
+from gateway.errors import Unavailable
 from gateway.rules.compile import RuleSet
 from gateway.rules.load import load_rules
 from gateway.rules.setting import Setting
-from gateway.rules.verdict import KeyExplainer, SqlExplainer, Verdict
+from gateway.rules.verdict import Verdict
+
+if TYPE_CHECKING:
+    from gateway.config import Config
 
 DEFAULT_CONFIG: Final = Path("gateway.toml")
 
@@ -30,12 +35,16 @@ def explain(
     listener: Annotated[str | None, Parameter(name=["--listener", "-l"])] = None,
     config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
+    offline: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Say where statements would go, and why.
 
-    The statement is judged by itself, as the first one of a session: no server
-    is asked, and statements on standard input know nothing of each other. Rules
-    and defaults come from the configuration; without one, the listener's
+    The statement is judged by itself, as the first one of a session, and
+    statements on standard input know nothing of each other. A gateway that runs
+    with the configuration is asked: it knows the views and stored functions of
+    its servers, and what they refused as writes. Without one, rules and
+    defaults come from the configuration, every table is taken for a table, and
+    no stored function is known; without a configuration, the listener's
     defaults hold and there are no rules.
 
     With --json, every statement gives one line: an object with statement, kind,
@@ -68,26 +77,45 @@ def explain(
         The configuration file; by default gateway.toml in this folder, if there is one.
     json
         One JSON object per statement, instead of text.
+    offline
+        Do not ask a running gateway.
     """
     if statement is None and sys.stdin.isatty():
         print("gateway: Give a statement, or - to read them. Try gateway explain --help.", file=sys.stderr)
         return Exit.USAGE
-    explainer = _setting(config).explainer(protocol, listener=listener, user=user, client=client, database=database)
+    settings = _configuration(config)
     if statement is None or statement == "-":
-        lines: Iterable[bytes] = sys.stdin.buffer
+        statements: Iterable[bytes] = _statements(sys.stdin.buffer)
     else:
-        lines = [statement.encode(errors="surrogateescape")]
-    (_print_json if json else _print_words)(explainer, lines)
+        statements = _statements([statement.encode(errors="surrogateescape")])
+    verdicts: Iterable[Verdict] | None = None
+    if settings is not None and not offline and (settings.gateway.data_dir / EXPLAIN_SOCKET).is_socket():
+        import trio
+
+        from gateway.admin.explain import Question, ask_explain
+
+        statements = list(statements)
+        question = Question(protocol, user, client, database, listener, tuple(statements))
+        try:
+            verdicts = trio.run(ask_explain, settings.gateway.data_dir, question)
+        except Unavailable as error:
+            print(f"gateway: {error}; explained by the configuration alone", file=sys.stderr)
+    if verdicts is None:
+        rules = RuleSet(load_rules(settings.gateway.rules)) if settings is not None else RuleSet()
+        explainer = Setting(rules, settings).explainer(
+            protocol, listener=listener, user=user, client=client, database=database
+        )
+        verdicts = map(explainer.explain, statements)
+    (_print_json if json else _print_words)(verdicts)
     return Exit.OK
 
 
-def _setting(file: Path | None) -> Setting:
+def _configuration(file: Path | None) -> Config | None:
     if file is None and not DEFAULT_CONFIG.exists():
-        return Setting(RuleSet())
+        return None
     from gateway.config import load_config
 
-    config = load_config(file if file is not None else DEFAULT_CONFIG)
-    return Setting(RuleSet(load_rules(config.gateway.rules)), config)
+    return load_config(file if file is not None else DEFAULT_CONFIG)
 
 
 def _statements(lines: Iterable[bytes]) -> Iterable[bytes]:
@@ -97,11 +125,11 @@ def _statements(lines: Iterable[bytes]) -> Iterable[bytes]:
             yield statement
 
 
-def _print_json(explainer: SqlExplainer | KeyExplainer, lines: Iterable[bytes]) -> None:
+def _print_json(verdicts: Iterable[Verdict]) -> None:
     encode = msgspec.json.Encoder().encode
     write = sys.stdout.buffer.write
-    for statement in _statements(lines):
-        write(encode(_record(explainer.explain(statement))) + b"\n")
+    for verdict in verdicts:
+        write(encode(_record(verdict)) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -120,14 +148,13 @@ def _record(verdict: Verdict) -> dict[str, str | None]:
     return record
 
 
-def _print_words(explainer: SqlExplainer | KeyExplainer, lines: Iterable[bytes]) -> None:
+def _print_words(verdicts: Iterable[Verdict]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    for number, statement in enumerate(_statements(lines)):
-        verdict = explainer.explain(statement)
+    for number, verdict in enumerate(verdicts):
         if number:
             console.print()
         table = Table.grid(padding=(0, 2))

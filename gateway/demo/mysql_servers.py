@@ -49,7 +49,7 @@ APP: Final = Account("app", "app-secret")
 """What an application uses: all rights on the databases shop and sbtest."""
 
 MONITOR: Final = Account("gateway", "gateway-secret")
-"""The gateway's monitor, with the least rights that show positions and replication."""
+"""The gateway's monitor, with the rights that show positions, replication and the catalogue."""
 
 REPLICATION: Final = Account("replication", "replication-secret")
 
@@ -243,7 +243,7 @@ class MariadbServer(MysqlFamilyServer):
             f"DROP USER IF EXISTS ''@'{socket.gethostname()}'",
             *_accounts_and_databases(),
             f"GRANT REPLICATION SLAVE ON *.* TO '{REPLICATION.user}'@'%'",
-            f"GRANT SLAVE MONITOR, BINLOG MONITOR ON *.* TO '{MONITOR.user}'@'%'",
+            f"GRANT SLAVE MONITOR, BINLOG MONITOR, SELECT, SHOW VIEW, TRIGGER ON *.* TO '{MONITOR.user}'@'%'",
         ]
 
     def initialize(self, datadir: Path, statements: Path) -> list[str]:
@@ -309,7 +309,7 @@ class MysqlServer(MysqlFamilyServer):
         return [
             *_accounts_and_databases(),
             f"GRANT REPLICATION SLAVE ON *.* TO '{REPLICATION.user}'@'%'",
-            f"GRANT REPLICATION CLIENT ON *.* TO '{MONITOR.user}'@'%'",
+            f"GRANT REPLICATION CLIENT, SELECT, SHOW VIEW, TRIGGER ON *.* TO '{MONITOR.user}'@'%'",
         ]
 
     def initialize(self, datadir: Path, statements: Path) -> list[str]:

@@ -11,6 +11,7 @@ without their case. Base tables are not listed: in a database whose views are al
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -260,14 +261,16 @@ class Catalogue:
 
     def outdated(self) -> Catalogue:
         """The same, not to be relied on."""
-        return Catalogue(
-            self.contents,
-            self.sight,
-            version=self.version,
-            ignore_case=self.ignore_case,
-            problem=self.problem,
-            stale=True,
-        )
+        return self._with(stale=True)
+
+    def trusted(self) -> Catalogue:
+        """The same, found to be up to date."""
+        return self._with(stale=False)
+
+    def _with(self, *, stale: bool) -> Catalogue:
+        other = copy.copy(self)
+        other.stale = stale
+        return other
 
     def key(self, table: Table) -> Table:
         """A table's name as it is compared; it has a database."""

@@ -77,10 +77,13 @@ class _Reads:
 
 def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> SqlOperation:
     """What an operation is in the database of `reading`."""
-    if operation.describes:
-        return operation
     resolver = _Resolver(catalogue, reading)
     database = reading.database
+    if operation.describes:
+        opened = _Reads()
+        resolver.tables(opened, operation.reads, (), database, [])
+        # MariaDB opens a view with the tables that its functions write, which a replica refuses (tried).
+        return operation if opened.problem is None else replace(operation, needs_primary=opened.problem)
     base = operation
     if operation.if_proven is not None and not catalogue.stale:
         problem = resolver.problem_of_calls(operation.calls, database)

@@ -92,7 +92,7 @@ def prove_read(tree: exp.Expr, known: frozenset[str], *, stored: bool = False) -
         raise UnprovenError(f"is no query but {type(root).__name__}")
     for node in tree.walk():
         if isinstance(node, (exp.Anonymous, exp.AnonymousAggFunc)):
-            name = str(node.this).lower()
+            name = node.name.lower()  # `node.this` is a text, or an identifier where the name is quoted
             if name not in known and name.upper() not in PAREN_WORDS:
                 raise UnprovenError(f"calls {name}(), which is no built-in that only reads")
         elif isinstance(node, exp.Dot):

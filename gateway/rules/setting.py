@@ -35,7 +35,7 @@ class Setting:
 
         ConfigError if there is no listener of that name and protocol.
         """
-        found = self._listener(protocol, listener)
+        found = self.listener(protocol, listener)
         name = found.name if found is not None else listener or ""
         if protocol == "memcached":
             return KeyExplainer(self._key_policies(found, name, user, client))
@@ -52,7 +52,8 @@ class Setting:
         users = group.users if group is not None and group.engine == "mysql" else "backend"
         return None if users == "backend" else next((user for user in users if user.name == name), None)
 
-    def _listener(self, protocol: Protocol, name: str | None) -> Listener | None:
+    def listener(self, protocol: Protocol, name: str | None) -> Listener | None:
+        """The configured listener of that name, or the first of the protocol; None without a configuration or one."""
         listeners = self.config.listeners if self.config is not None else ()
         for each in listeners:
             if each.protocol == protocol and name in (None, each.name):

@@ -286,6 +286,8 @@ class MysqlSession:
         """After an unknown outcome the session must not read behind what may have been committed."""
         if held or self.operation is None or self.operation.kind is not Kind.READ:
             self.freshness.saw(connection.member, trio.current_time())
+        if self.operation is not None and self.operation.kind is not Kind.READ:
+            self.topology.catalogue.seen(self.operation)
 
     def _new_tracker(self) -> ReplyTracker:
         tracker = ReplyTracker(self.capabilities)
@@ -366,7 +368,11 @@ class MysqlSession:
             in_transaction = self.kept.status & IN_TRANSACTION
             if operation.kind is not Kind.READ or operation.pin is not None:
                 self.kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
+                if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
+                    self.topology.catalogue.seen(operation)
         else:
+            if operation.kind is not Kind.READ:
+                self.topology.catalogue.seen(operation)
             # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
             in_transaction = self.held is not None or not self.kept.status & AUTOCOMMIT
             if operation.multi and not tracker.refused:  # statements before it in the text were carried out

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from gateway.backends.mysql import MysqlConnection, ask, log_in, log_in_errors
-from gateway.backends.mysql_state import State
+from gateway.backends.mysql_state import State, state_of
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
@@ -24,15 +24,18 @@ from gateway.protocol.mysql.auth import Password, PasswordKey
 from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.constants import (
     Capability,
+    Collation,
     ErrorCode,
     Status,
 )
 from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT
+from gateway.routing.catalogue import Catalogue
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Scope, SqlOperation
 from gateway.routing.sql import Classifier
 from gateway.rules.compile import RuleSet
-from gateway.rules.policy import Defaults, SharedPolicies, SqlPolicies
+from gateway.rules.policy import Context, Defaults, SharedPolicies, SqlPolicies
+from gateway.rules.verdict import SqlExplainer
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_kill import threads_of
 from gateway.sessions.mysql_login import Entrance
@@ -85,6 +88,12 @@ class MysqlService:
         self.rules_version = 0
         self.use_rules(rules)
         self.entrance = Entrance(self, key)
+        topology.catalogue.watch(self._use_catalogue)
+
+    def _use_catalogue(self, catalogue: Catalogue) -> None:
+        self.classifier.use_catalogue(catalogue)
+        if catalogue.stale:
+            self.rules_version += 1  # declines every session's next command, so that its task can wait (mysql_task)
 
     def use_users(self) -> None:
         """The users' limits and defaults have changed: every session decides by them from its next command on."""
@@ -103,6 +112,12 @@ class MysqlService:
     def client_of(self, endpoint: Endpoint) -> str:
         """The client's address without its port, as the PROXY protocol may have told it; "" for a unix socket."""
         return self._clients.get(endpoint, "")
+
+    def explainer(self, user: str, client: str, database: str | None) -> SqlExplainer:
+        """Explains statements as those of a new session, by what the sessions themselves decide with."""
+        reading = self.reading(state_of(database, Collation.UTF8MB4_GENERAL_CI), 0, 0)
+        context = Context(self.config.name, user, client, database)
+        return SqlExplainer(self.classifier, self.policies_for(user, client), context, reading)
 
     @staticmethod
     def refusal() -> bytes:
@@ -203,6 +218,7 @@ class MysqlService:
             utf8=charset.startswith("utf8"),
             oracle_mode="ORACLE" in words,
             version=self.topology.oldest_version,
+            database=state.database,
         )
         if len(self._readings) > 4096:
             self._readings.clear()

@@ -18,6 +18,7 @@ from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.protocol.mysql.packets import PacketError, packets_in
 from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
+from gateway.routing.sql_resolve import STALE
 from gateway.sessions.mysql_change_user import change_user
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
@@ -116,7 +117,9 @@ class CommandTask:
             return
         if self.session.rules_version != service.rules_version:
             self.session.policies = service.policies_for(self.session.user, service.client_of(self.session.endpoint))
-            self.session.rules_version = service.rules_version if self.session.retired is None else -1
+            # While the catalogue is stale every command comes here first.
+            settled = self.session.retired is None and not self.session.topology.catalogue.catalogue.stale
+            self.session.rules_version = service.rules_version if settled else -1
         if command == Command.QUIT:
             self.session.requests.end()
             return
@@ -138,11 +141,11 @@ class CommandTask:
         if command == Command.SET_OPTION:
             await set_option(self, raw)
             return
-        if command in COMMANDS:
-            operation, policy = self.session.prepared.decide(raw)
-        else:
-            operation = self._operation(raw)
-            policy = self.session.policies.policy(operation, self.session.kept.state.database)
+        operation, policy = self._decide(raw)
+        catalogue = self.session.topology.catalogue
+        if (operation.needs_primary is STALE or operation.calls) and catalogue.catalogue.stale:
+            await catalogue.settled()
+            operation, policy = self._decide(raw)
         if policy.block is not None:
             self.session.operation, self.session.policy, self.session.member, self.session.reason = (
                 operation,
@@ -170,6 +173,12 @@ class CommandTask:
         if operation.statement == "select":
             return thread_id_answer(self.session, raw)
         return answer_gateway_statement(self.session, operation.gateway or "")
+
+    def _decide(self, raw: bytes) -> tuple[SqlOperation, Policy]:
+        if raw[4] in COMMANDS:
+            return self.session.prepared.decide(raw)
+        operation = self._operation(raw)
+        return operation, self.session.policies.policy(operation, self.session.kept.state.database)
 
     def _operation(self, raw: bytes) -> SqlOperation:
         command = raw[4]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 
+from gateway.backends.mysql import Credentials
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming
 from gateway.backends.pool import MemberPool
 from gateway.backends.statements import statements_per_connection
-from gateway.config import Member, MysqlGroup
+from gateway.config import Member, MysqlGroup, User
 from gateway.net.lane import Lane
 from gateway.protocol.mysql.constants import Capability
 from gateway.replication.freshness import LagClock, MemberView, Observation, Role, Snapshot, replica_fault
 from gateway.replication.observe import Observer, ServerIdentity, monitor_credentials
 from gateway.replication.position import Position
 from gateway.tls_settings import backend_tls
+from gateway.topology.catalogue import CatalogueObserver
 
 COMPRESSION: Final = {
     "off": 0,
@@ -29,6 +31,7 @@ COMPRESSION: Final = {
 }
 MAINTENANCE_SECONDS: Final = 1.0
 FIRST_LOOK_SECONDS: Final = 1.0  # how long a start waits for every member's first answer
+FIRST_CATALOGUE_SECONDS: Final = 5.0  # and for the catalogue, without which all reads go to the primary
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +53,11 @@ class SqlMember:
     @property
     def name(self) -> str:
         return self.config.name
+
+
+def _witnesses(users: Sequence[User]) -> list[Credentials]:
+    """Accounts that can tell which names are views to them, with each password that may be theirs."""
+    return [monitor_credentials(user.name, password) for user in users for password in user.passwords()]
 
 
 class Topology:
@@ -90,7 +98,26 @@ class Topology:
                 failed=self._failed,
             )
             self.members[member.name] = known
+        self.catalogue = CatalogueObserver(
+            lane,
+            config.name,
+            monitor_credentials(config.monitor.user, password),
+            _witnesses(() if config.users == "backend" else config.users),
+            source=self._catalogue_source,
+            members_changed=self.changed,
+        )
         self.snapshot = self._take_snapshot(0.0)
+
+    def use_users(self, users: Sequence[User]) -> None:
+        """Others may log in now, to whom other names may be views."""
+        self.catalogue.use_witnesses(_witnesses(users))
+
+    def _catalogue_source(self) -> MysqlServer | None:
+        """The primary. Before anything is known of the schema any member will do; later a replica may be behind."""
+        member = self.primary_member
+        if member is None and self.catalogue.catalogue.sight is None and not self._first_look:
+            member = next((one for one in self.members.values() if one.observer.last is not None), None)
+        return member.pool.server if member is not None else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Observes and maintains until cancelled. Started once every member has answered or failed once."""
@@ -105,6 +132,10 @@ class Topology:
                 self._first_look = False
                 self._choose_primary()
                 self._publish(trio.current_time())
+                nursery.start_soon(self.catalogue.run, name=f"catalogue of {self.name}")
+                if any(member.observer.last is not None for member in self.members.values()):
+                    with trio.move_on_after(FIRST_CATALOGUE_SECONDS):
+                        await self.catalogue.first.wait()
                 task_status.started()
                 while True:
                     await trio.sleep(MAINTENANCE_SECONDS)
@@ -242,6 +273,7 @@ class Topology:
                 return
             self.epoch += 1
             self.epoch_position = None
+            self.catalogue.distrust()  # another server may have another schema
             self.clock.reset()
             last = self.members[chosen].observer.last
             if last is not None:
@@ -349,6 +381,7 @@ class Topology:
             )
         return {
             "engine": "mysql",
+            "catalogue": self.catalogue.catalogue.status(),
             "primary": self.primary,
             "epoch": self.epoch,
             "trouble": self.trouble,
