@@ -14,9 +14,9 @@ CREATE DATABASE shop;
 CREATE USER 'replication'@'%' IDENTIFIED BY $(quoted "$REPLICATION_PASSWORD");
 GRANT REPLICATION SLAVE ON *.* TO 'replication'@'%';
 
--- the gateway's monitor: sees positions and replication, and no data
+-- the gateway's monitor: sees positions, replication, and what views, routines and triggers do
 CREATE USER 'gateway'@'%' IDENTIFIED BY $(quoted "$GATEWAY_MONITOR_PASSWORD");
-GRANT SLAVE MONITOR, BINLOG MONITOR ON *.* TO 'gateway'@'%';
+GRANT SLAVE MONITOR, BINLOG MONITOR, SELECT, SHOW VIEW, TRIGGER ON *.* TO 'gateway'@'%';
 
 CREATE USER 'app'@'%' IDENTIFIED BY $(quoted "$APP_PASSWORD");
 GRANT ALL PRIVILEGES ON shop.* TO 'app'@'%';

@@ -14,8 +14,8 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -31,10 +31,15 @@ SYSTEM_SCHEMAS: Final = frozenset(["information_schema", "performance_schema", "
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A view; `definition` is its SELECT as the server prints it, "" where nobody may see it."""
+    """A view; `definition` is its SELECT as the server prints it, "" where nobody may see it.
+
+    `columns` are the names of its columns, None where they are those that the definition gives its results: MySQL
+    prints what a list of columns behind the view's name renames as it was (tried).
+    """
 
     table: Table
     definition: str
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,6 @@ class Contents:
     triggers: tuple[Trigger, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     loadable: frozenset[str] | None = frozenset()
-    columns: Mapping[Table, tuple[str, ...]] = field(default_factory=dict)  # only if rules ask for columns
 
 
 NOTHING: Final = Contents()
@@ -243,7 +247,6 @@ class Catalogue:
         self.children: defaultdict[Table, list[ForeignKey]] = defaultdict(list)
         for foreign_key in contents.foreign_keys:
             self.children[self.key(foreign_key.parent)].append(foreign_key)
-        self.columns = {self.key(table): columns for table, columns in contents.columns.items()}
         self.remembered: dict[object, object] = {}  # what sql_resolve found out of definitions
 
     @property

@@ -103,20 +103,17 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
 
 
 def _merged(base: SqlOperation, found: _Reads, written: tuple[Table, ...]) -> SqlOperation:
-    kind, reason, pin, primary = base.kind, base.reason, base.pin, base.needs_primary
+    kind, reason, primary = base.kind, base.reason, base.needs_primary
     if kind is Kind.READ:
         if found.problem is not None:
             kind, reason, primary = Kind.UNKNOWN, found.problem, None
-            pin = pin or found.pin
         else:
             primary = primary or found.primary
-    elif found.pin is not None:
-        pin = pin or found.pin
     resolved = replace(
         base,
         kind=kind,
         reason=reason,
-        pin=pin,
+        pin=base.pin or found.pin,
         needs_primary=primary,
         reads=tuple(dict.fromkeys((*base.reads, *found.reads))),
         writes=tuple(dict.fromkeys((*base.writes, *written))),
@@ -206,7 +203,8 @@ class _Resolver:
         database = view.table.database
         best = operation if operation.if_proven is None else operation.if_proven
         if best.kind is not Kind.READ:
-            found.blame(f"{said}, which {best.reason}", best.pin)
+            found.blame(f"{said}, which {best.reason}", None)
+        found.pin = best.pin
         if best.last_connection or best.user_variables:
             found.blame(f"{said}, which asks about its connection", None)
         for call in operation.calls:
@@ -215,7 +213,7 @@ class _Resolver:
         inner = _Reads()
         self.tables(inner, best.reads, best.columns, database, trail)
         found.blame(inner.problem and f"{said}, which {inner.problem}", inner.pin)
-        outputs, always = self._outputs(canonical(tokens), database, trail, best)
+        outputs, always = self._outputs(view, canonical(tokens), trail, best)
         return Proof(
             problem=found.problem,
             pin=found.pin,
@@ -229,9 +227,10 @@ class _Resolver:
         )
 
     def _outputs(
-        self, text: str, database: str | None, trail: list[Table], operation: SqlOperation
+        self, view: View, text: str, trail: list[Table], operation: SqlOperation
     ) -> tuple[Mapping[str, frozenset[Column]] | None, frozenset[Column]]:
         """The base columns behind each column of a view, and behind the rest of its definition."""
+        database = view.table.database
         if not operation.tables_complete:
             return None, frozenset()
         try:
@@ -248,7 +247,10 @@ class _Resolver:
             return frozenset((*_qualified(own, database), *through.columns))
 
         outputs, rest = told
-        return {name: behind(columns) for name, columns in outputs.items()}, behind(rest)
+        names = [name for name, _ in outputs] if view.columns is None else [name.lower() for name in view.columns]
+        if len(names) != len(outputs):
+            return None, frozenset()
+        return {name: behind(used) for name, (_, used) in zip(names, outputs, strict=True)}, behind(rest)
 
     # ---------------------------------------------------------------- functions
 

@@ -16,7 +16,7 @@ from typing import Final
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Kind, PinCause, SqlOperation, Table
 from gateway.routing.sql_query import CHANGE_WORDS, QUERY_WORDS, classify_query, first_table
-from gateway.routing.sql_tokens import Token, TokenKind, lex
+from gateway.routing.sql_tokens import NOTHING, Token, TokenKind, lex
 
 BODY_BYTES: Final = 8 * 1024
 """Longest body that is read, as for any text that is parsed while others wait (see sql.PARSE_BYTES)."""
@@ -41,9 +41,9 @@ class _UnreadError(Exception):
     """The body has something that is not understood; the text says what."""
 
 
-_SEMICOLON: Final = Token(TokenKind.SIGN, ";", ";", False)
-_SELECT: Final = Token(TokenKind.WORD, "SELECT", "SELECT", False)
-_END: Final = Token(TokenKind.SIGN, "", "", False)
+_SEMICOLON: Final = Token(TokenKind.SIGN, ";", ";", NOTHING)
+_SELECT: Final = Token(TokenKind.WORD, "SELECT", "SELECT", NOTHING)
+_END: Final = Token(TokenKind.SIGN, "", "", NOTHING)
 _NAMES: Final = (TokenKind.WORD, TokenKind.NAME)
 
 

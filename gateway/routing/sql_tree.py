@@ -308,8 +308,8 @@ def _resolve(result: Touched, node: exp.Column, name: str, chain: Iterator[_Sour
         result.columns.add(Column(name))
 
 
-def view_columns(tree: exp.Expr) -> tuple[dict[str, set[Column]], set[Column]] | None:
-    """The columns behind each result column (lower case) of a view's SELECT, and those behind the rest of it.
+def view_columns(tree: exp.Expr) -> tuple[list[tuple[str, set[Column]]], set[Column]] | None:
+    """Each result column (lower case) of a view's SELECT with the columns behind it, and those behind the rest of it.
 
     None where they are not told apart: set operations, subqueries among the results, derived tables. Changes the tree.
     """
@@ -320,13 +320,13 @@ def view_columns(tree: exp.Expr) -> tuple[dict[str, set[Column]], set[Column]] |
     sources = _Sources(tree)
     if None in sources.tables.values():
         return None
-    outputs: dict[str, set[Column]] = {}
+    outputs: list[tuple[str, set[Column]]] = []
     for result in tree.expressions:
         if result.find(exp.Query, exp.Star):
             return None
         used = Touched()
         for node in result.find_all(exp.Column):
             _resolve(used, node, node.name, iter((sources,)))
-        outputs[result.alias_or_name.lower()] = used.columns
+        outputs.append((result.alias_or_name.lower(), used.columns))
     tree.set("expressions", [exp.Literal.number(1)])
     return outputs, touched(tree).columns

@@ -81,8 +81,13 @@ def _short(column: str) -> str:
     return f"IF(CHAR_LENGTH({column}) > {DEFINITION_CHARACTERS}, '', {column})"
 
 
-_KINDS: Final = {
+KINDS: Final = {
     "views": _Kind(("TABLE_SCHEMA", "TABLE_NAME", _short("VIEW_DEFINITION")), "information_schema.VIEWS"),
+    "view_columns": _Kind(
+        ("c.TABLE_SCHEMA", "c.TABLE_NAME", "c.ORDINAL_POSITION", "c.COLUMN_NAME"),
+        "information_schema.COLUMNS AS c JOIN information_schema.VIEWS AS v "
+        "ON v.TABLE_SCHEMA = c.TABLE_SCHEMA AND v.TABLE_NAME = c.TABLE_NAME",
+    ),
     "routines": _Kind(
         (
             "ROUTINE_SCHEMA",
@@ -122,6 +127,8 @@ _KINDS: Final = {
         "information_schema.REFERENTIAL_CONSTRAINTS",
     ),
 }
+
+_OF_MYSQL: Final = ("view_columns",)  # MariaDB's definitions tell them, and asking would open every table there
 
 Rows = Sequence[Sequence[str]]
 
@@ -268,14 +275,13 @@ class CatalogueObserver:
     async def _read(self, conversation: Conversation, server: MysqlServer, rights: Rights) -> None:
         distrusted = self._distrusted
         self._read_at = trio.current_time()
-        names = await self._changed(conversation)
-        answers = await ask(conversation, [query(_KINDS[name].select()) for name in names]) if names else []
+        names = await self._changed(conversation, mariadb=rights.sight.mariadb)
+        answers = await ask(conversation, [query(KINDS[name].select()) for name in names]) if names else []
         for name, answer in zip(names, answers, strict=True):
             self._rows[name] = _texts(answer)
             self._unpublished = True
         loadable = await self._loadable(conversation, rights)
-        sees_views = rights.sight.views("\0") or rights.sight.grants.has_databases
-        witnessed = None if sees_views else await self._ask_witnesses(server)
+        witnessed = None if rights.sight.views("\0") else await self._ask_witnesses(server)
         seen = (rights.rows, rights.ignore_case, loadable, witnessed)
         if seen != self._seen:
             self._seen = seen
@@ -296,14 +302,14 @@ class CatalogueObserver:
         for name, rows in self._rows.items():
             if len(rows) > MOST_OF_A_KIND:
                 return Catalogue(version=version, problem=f"there are more than {MOST_OF_A_KIND} {name}")
-        contents = contents_of(self._rows, loadable, witnessed or ())
+        contents = contents_of(self._rows, loadable, witnessed or (), mariadb=rights.sight.mariadb)
         sight = rights.sight if witnessed is None else replace(rights.sight, witnessed=True)
         return Catalogue(contents, sight, version=version, ignore_case=rights.ignore_case)
 
-    async def _changed(self, conversation: Conversation) -> list[str]:
+    async def _changed(self, conversation: Conversation, *, mariadb: bool) -> list[str]:
         """The kinds of which something has changed since the last time this was asked."""
-        names = sorted(_KINDS)
-        sums = [_texts(sums)[0] for sums in await ask(conversation, [query(_KINDS[name].checksum()) for name in names])]
+        names = [name for name in sorted(KINDS) if not (mariadb and name in _OF_MYSQL)]
+        sums = [_texts(sums)[0] for sums in await ask(conversation, [query(KINDS[name].checksum()) for name in names])]
         found = [name for name, sum_ in zip(names, sums, strict=True) if self._sums.get(name) != sum_]
         self._sums = dict(zip(names, sums, strict=True))
         return found
@@ -417,12 +423,21 @@ async def missing_grants(lane: Lane, server: MysqlServer, credentials: Credentia
 # ---------------------------------------------------------------- rows
 
 
-def contents_of(rows: Mapping[str, Rows], loadable: frozenset[str] | None, witnessed: Iterable[Table]) -> Contents:
+def contents_of(
+    rows: Mapping[str, Rows], loadable: frozenset[str] | None, witnessed: Iterable[Table], *, mariadb: bool
+) -> Contents:
     """What the rows of all kinds say, with the views that only witnesses see."""
     parameters: dict[tuple[str, str, str], list[str]] = {}
     for database, routine, type_, parameter in rows.get("parameters", ()):
         parameters.setdefault((database, routine, type_), []).append(parameter)
-    views = [View(Table(name, database), text) for database, name, text in rows.get("views", ())]
+    columns: dict[Table, dict[int, str]] = {}
+    for database, view, position, column in rows.get("view_columns", ()):
+        columns.setdefault(Table(view, database), {})[int(position)] = column
+    views = []
+    for database, name, text in rows.get("views", ()):
+        table = Table(name, database)
+        named = columns.get(table, {})
+        views.append(View(table, text, None if mariadb else tuple(named[position] for position in sorted(named))))
     seen = {view.table for view in views}
     views += [View(table, "") for table in witnessed if table not in seen]
     return Contents(

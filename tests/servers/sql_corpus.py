@@ -35,9 +35,9 @@ def unescape(line: str) -> bytes:
     return line.replace("<LF>", "\n").replace("<TAB>", "\t").replace("<NUL>", "\0").encode()
 
 
-def load() -> list[Entry]:
+def load(folder: Path = CORPUS) -> list[Entry]:
     entries = []
-    for path in sorted(CORPUS.glob("*.txt")):
+    for path in sorted(folder.glob("*.txt")):
         heading: list[str] | None = None
         lines = path.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines, 1):

@@ -3,15 +3,21 @@ is not to the primary, and no statement is judged by a schema that DDL through t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from typing import Any
 
+import pymysql
 import pytest
+from catalogue_corpus import CATALOGUE_CORPUS, captured, schema
 from gateways import Connection, GatewayMaker, SqlGateway, rows, value
+from sql_corpus import load
 
-from gateway.demo.mysql_servers import MONITOR, MysqlGroup
+from gateway.demo.mysql_servers import APP, MONITOR, MysqlGroup
+from gateway.routing.operation import Kind
+from gateway.topology.catalogue import KINDS
 
 pytestmark = pytest.mark.servers
 
@@ -57,7 +63,8 @@ WITH c AS (SELECT * FROM on_writing) SELECT * FROM c
 
 def make(gateway: SqlGateway) -> None:
     """The schema, made through the gateway."""
-    gateway.group.primary.query("SET GLOBAL log_bin_trust_function_creators = ON")
+    for server in gateway.group.servers:
+        server.query("SET GLOBAL log_bin_trust_function_creators = ON")
     with gateway.connect() as one:
         for statement in SCHEMA:
             rows(one, statement)
@@ -232,3 +239,39 @@ def test_explain_says_what_the_running_gateway_does(sql_group: MysqlGroup, gatew
     by_statement = {verdict["statement"]: verdict for verdict in verdicts}
     assert by_statement["SELECT amount FROM on_view"]["rule"] == "amounts"
     assert by_statement["SELECT id FROM plain"]["rule"] is None
+
+
+def test_the_catalogue_of_the_corpus_is_what_the_servers_tell(sql_group: MysqlGroup) -> None:
+    """And what it proves to be a read changes nothing there."""
+    primary = sql_group.primary
+    for server in sql_group.servers:
+        server.query("SET GLOBAL log_bin_trust_function_creators = ON")
+    primary.query("CREATE DATABASE other")
+    try:
+        with primary.admin() as connection, connection.cursor() as cursor:
+            cursor.execute("USE shop")
+            for statement in schema():
+                cursor.execute(statement)
+            for kind, rows_of_kind in captured(primary.flavor).items():
+                cursor.execute(KINDS[kind].select())
+                told = sorted(
+                    [value.decode() if isinstance(value, bytes) else str(value) for value in row]
+                    for row in cursor.fetchall()
+                    if row[0] in ("shop", "other")
+                )
+                assert told == rows_of_kind, kind
+        sql_group.wait_caught_up()
+        before, worked = primary.position(), 0
+        with primary.connect(APP, "shop") as connection, connection.cursor() as cursor:
+            for entry in load(CATALOGUE_CORPUS):
+                mariadb = primary.flavor == "mariadb"
+                if entry.kind is not Kind.READ or all(reading.mariadb != mariadb for reading in entry.readings):
+                    continue
+                cursor.execute("SET SESSION TRANSACTION READ ONLY")
+                with contextlib.suppress(pymysql.MySQLError):  # not there, or not the application's
+                    cursor.execute(entry.sql)
+                    worked += 1
+        assert primary.position() == before
+        assert worked > 30
+    finally:
+        primary.query("DROP DATABASE other")
