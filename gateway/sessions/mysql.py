@@ -79,6 +79,7 @@ class MysqlSession:
         self.reason = ""
         self.member: SqlMember | None = None
         self._wanted_files = WantedFiles(self)
+        self._keeps_positions = False  # the client has set up the tracking of positions itself
         self._tracker = self._new_tracker()
         self.answer_at: int | None = None  # sequence id of the next error, where the command's does not tell it
         self._plain = not login.capabilities & Capability.QUERY_ATTRIBUTES
@@ -292,7 +293,14 @@ class MysqlSession:
     def _new_tracker(self) -> ReplyTracker:
         tracker = ReplyTracker(self.capabilities)
         tracker.on_file = self._wanted_files
+        tracker.keep_positions = self._keeps_positions
         return tracker
+
+    def _follow_tracking(self, connection: MysqlConnection) -> None:
+        """Pinned to a connection whose trackers the client has set, it hears all that they tell, as directly."""
+        name = b"session_track_system_variables" if connection.arming.mariadb else b"session_track_gtids"
+        if name in argument_of(self.raw).lower():
+            self._keeps_positions = self._tracker.keep_positions = True
 
     def begin_file(self) -> bytes:
         """A file of the client's follows the command at hand; returns what has come of it."""
@@ -370,6 +378,8 @@ class MysqlSession:
                 self.kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
                 if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
                     self.topology.catalogue.seen(operation)
+                if operation.pin is PinCause.SESSION_VARIABLE:
+                    self._follow_tracking(connection)
         else:
             if operation.kind is not Kind.READ:
                 self.topology.catalogue.seen(operation)
@@ -634,6 +644,7 @@ class MysqlSession:
 
     def forget_all(self) -> None:
         """Gives back whatever the session has on connections: its client begins anew."""
+        self._keeps_positions = self._tracker.keep_positions = False
         held, self.held = self.held, None
         for connection in {held, self.residue.writer, self.residue.last} - {None}:
             assert connection is not None

@@ -294,3 +294,44 @@ def test_replies_end_as_the_server_ends_them(sql_gateway: SqlGateway, capabiliti
         for statement in ("SELECT 1", "SELECT * FROM t", "SELECT * FROM t WHERE a > 9", "CALL p()", "DO 1", "SELECT x"):
             raw = commands.query(statement)
             assert through.reply(raw) == direct.reply(raw), statement
+
+
+# ---------------------------------------------------------------- session tracking
+
+ASKED = {
+    "mysql": ["SET SESSION session_track_gtids = OWN_GTID, session_track_state_change = ON"],
+    "mariadb": ["SET SESSION session_track_system_variables = 'autocommit,last_gtid', session_track_state_change = ON"],
+}
+
+
+def tracked(client: WireClient, statement: str) -> tuple[object, ...]:
+    """What the reply says of the session; of positions only whether there are any."""
+    client.reply(commands.query(statement))
+    assert client.tracker.error is None, client.tracker.error
+    changes = client.tracker.changes
+    if changes is None:
+        return ()
+    gtids, last_gtid = str(bool(changes.gtids)), str(bool(changes.last_gtid))
+    return changes._replace(gtids=gtids, last_gtid=last_gtid, variables=tuple(sorted(changes.variables)))
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["defaults", "asked for"])
+def test_a_client_hears_of_its_session_what_it_would_hear_directly(sql_gateway: SqlGateway, asks: bool) -> None:
+    flavor = sql_gateway.group.primary.flavor
+    with WireClient(sql_gateway) as through, WireClient(sql_gateway.group.primary) as direct:
+        through.rows("CREATE TABLE t (a INT)")
+        for statement in ASKED[flavor] if asks else []:
+            through.rows(statement)
+            direct.rows(statement)
+        for statement in (
+            "INSERT INTO t VALUES (1)",
+            "USE shop",
+            "SET autocommit = 1",
+            "DO 1",
+            "INSERT INTO t VALUES (2)",
+        ):
+            assert tracked(through, statement) == tracked(direct, statement), statement
+        through.reply(command(Command.RESET_CONNECTION))
+        direct.reply(command(Command.RESET_CONNECTION))
+        for statement in ("INSERT INTO t VALUES (3)", "USE shop"):
+            assert tracked(through, statement) == tracked(direct, statement), statement

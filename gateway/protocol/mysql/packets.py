@@ -206,6 +206,4 @@ class PacketReader:
                 f"Got packets out of order: {sequence} where {expected} was expected", ErrorCode.PACKETS_OUT_OF_ORDER
             )
         if self._size + length > self.limit:
-            raise PacketError(
-                f"Got a packet bigger than 'max_allowed_packet' bytes ({self.limit})", ErrorCode.PACKET_TOO_LARGE
-            )
+            raise PacketError("Got a packet bigger than 'max_allowed_packet' bytes", ErrorCode.PACKET_TOO_LARGE)
