@@ -5,8 +5,8 @@
     python tests/suites/run_suites.py --suite django --server mariadb -- transactions
 
 A group of a primary and one replica is started per kind of server. Each suite runs at the primary directly, then
-through a gateway before both servers with its defaults, so that reads are split, then through one before the primary
-alone, which tells a fault of the wire from one of the split. Each run begins with empty databases.
+through a gateway before both servers, so that reads are split, then through one before the primary alone, which tells a
+fault of the wire from one of the split. Each run begins with empty databases.
 
 At the end tests/system/test_sql_client_matrix.py runs with all its clients and a result of a million rows ("clients").
 
@@ -48,17 +48,23 @@ CLIENT_ROWS: Final = 1_000_000
 THROUGH: Final = ("split", "primary only")
 LIMIT_SECONDS: Final = 1800.0  # of one run of one suite
 SYSTEM_DATABASES: Final = frozenset({"mysql", "information_schema", "performance_schema", "sys", "shop", "sbtest"})
-SERVER_OPTIONS: Final = ("--local-infile=ON", "--max-allowed-packet=64M", "--log-bin-trust-function-creators=ON")
+SERVER_OPTIONS: Final = (
+    "--local-infile=ON",
+    "--max-allowed-packet=64M",
+    "--log-bin-trust-function-creators=ON",
+    "--transaction-isolation=READ-COMMITTED",  # so that reads before the first write may be split, too
+)
 
 
 class UserGateway(SqlGateway):
     """A gateway as a user starts it: not in Python's development mode, and logging what matters.
 
-    It offers what its servers offer: LOAD DATA LOCAL, and TLS where MySQL has made itself a certificate.
+    It offers what its servers offer: LOAD DATA LOCAL, and TLS where MySQL has made itself a certificate. Reads before
+    the first write are split even without autocommit, with which most drivers start.
     """
 
     def __init__(self, stack: Stack, before: MysqlGroup) -> None:
-        listener = "local_infile = true"
+        listener = 'local_infile = true\nautocommit_off_reads = "replica"'
         if before.primary.flavor == "mysql":
             pair = Authority(stack.folder).issue("gateway", "127.0.0.1")
             listener += f'\ntls = {{cert = "{pair.cert}", key = "{pair.key}"}}'
