@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from gateway.backends.mysql import Left, MysqlConnection
 from gateway.errors import BackendRefused, ProtocolError
 from gateway.protocol.mysql import answers
@@ -23,6 +25,8 @@ from gateway.sessions.mysql_prepared import EXECUTE
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql import MysqlSession
+
+SETTLE_SECONDS: Final = 0.01  # some times what a server takes to answer what it knows
 
 _LONG: Final = 3  # FIELD_TYPE
 _LONGLONG: Final = 8
@@ -63,10 +67,12 @@ class Residue:
     write, so that LAST_INSERT_ID() lives there. Both may have been lent to another session since.
     """
 
-    __slots__ = ("captured", "insert_id", "insert_id_lost", "last", "warned", "writer")
+    __slots__ = ("asked", "captured", "insert_id", "insert_id_lost", "last", "warned", "writer")
 
     def __init__(self) -> None:
         self.forget()
+
+        self.asked: trio.Event | None = None  # somebody waits for `losing`
 
     def forget(self) -> None:
         """There is nothing to ask for."""
@@ -84,6 +90,9 @@ class Residue:
 
         `at` is the session's number of commands; `operation` the last one, and `affected` what its OK said.
         """
+        if self.asked is not None:
+            self.asked.set()
+            self.asked = None
         if connection is self.writer:
             self.writer = None
             self.insert_id = (left.insert_id or None) if left is not None else None
@@ -209,6 +218,7 @@ async def _value(session: MysqlSession, known: Captured, asked: Asked) -> int | 
 
 async def insert_id(session: MysqlSession) -> int | None:
     """LAST_INSERT_ID() of the session, from the connection that knows or from what was captured; None if lost."""
+    await settle(session)
     residue = session.residue
     writer = residue.writer
     if residue.insert_id_lost:
@@ -225,6 +235,26 @@ async def insert_id(session: MysqlSession) -> int | None:
         return None
     pool.give_back(writer)
     return int(rows[0][0] or 0)
+
+
+async def settle(session: MysqlSession) -> None:
+    """Waits for what is being captured at the moment.
+
+    A connection that goes to another session is asked first, and the session hears of it when that was answered: until
+    then it can neither take the connection back nor know what was left there.
+    """
+    for connection in (session.residue.writer, session.residue.last):
+        while (
+            connection is not None
+            and connection.leased
+            and connection.last_session is session
+            and connection in (session.residue.writer, session.residue.last)
+            and connection is not session.held
+            and not connection.endpoint.closed
+        ):
+            asked = session.residue.asked = trio.Event()
+            with trio.move_on_after(SETTLE_SECONDS):  # whoever was to get it may have given up
+                await asked.wait()
 
 
 def _is_mariadb(session: MysqlSession) -> bool:

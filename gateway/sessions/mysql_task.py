@@ -26,7 +26,7 @@ from gateway.sessions.mysql_kill import interrupted, kill
 from gateway.sessions.mysql_options import set_option
 from gateway.sessions.mysql_prepared import COMMANDS
 from gateway.sessions.mysql_read_back import after_exchange
-from gateway.sessions.mysql_residue import answer, insert_id_answer, thread_id_answer
+from gateway.sessions.mysql_residue import answer, insert_id_answer, settle, thread_id_answer
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, operation_of_command, refusal_of_command
 from gateway.topology.mysql import SqlMember
 
@@ -352,6 +352,7 @@ class CommandTask:
         primary = await self._await_primary()
         self._require_replicas(operation)
         session = self.session
+        await settle(session)
         writer = session.residue.writer
         if (
             writer is not None
@@ -398,6 +399,7 @@ class CommandTask:
 
     async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
         """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
+        await settle(self.session)
         residue = self.session.residue
         about_insert = bool(ABOUT_INSERT & operation.functions)
         # What speaks of nothing but the insert id is at home where that was made; all else where the last one ran.
