@@ -52,7 +52,7 @@ def test_the_example_passes_with_a_warning_about_redis(
     code, out, err = check(capsys, EXAMPLE)
     assert code == 0, err
     assert "ok: mysql at 127.0.0.1:6033, memcached at 127.0.0.1:11311; 5 rules in 1 files, 3 tests passed" in out
-    assert 'gateway.toml:118: warning: Redis is not served yet: listener "redis" stays closed' in err
+    assert 'gateway.toml:119: warning: Redis is not served yet: listener "redis" stays closed' in err
     assert "gateway.toml:54: warning: the environment variable APP_DB_PASSWORD is not set" in err
     assert all(": warning: " in line for line in err)
 
