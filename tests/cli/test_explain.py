@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +156,13 @@ def test_help_lists_the_commands_and_exit_codes_and_teaches_explain(capsys: pyte
     assert capsys.readouterr().out.startswith("gateway ")
 
 
-def test_it_starts_fast_and_imports_neither_trio_nor_rich() -> None:
+def test_it_imports_nothing_that_serving_needs() -> None:
     program = (
         "import sys; from gateway.cli.main import main; code = main(['explain', '--json', 'SELECT 1']);"
         "sys.exit(code or int(any(name in sys.modules for name in ('trio', 'structlog', 'pymysql'))))"
     )
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
-        seconds.append(time.monotonic() - started)
-        assert done.returncode == 0, done
-    assert min(seconds) < 1.0  # 0.4 s on an idle machine
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert done.returncode == 0, done
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
