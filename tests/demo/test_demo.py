@@ -28,6 +28,11 @@ SECONDS = "8"
 PATIENCE_SECONDS = 120.0
 
 
+def let_sigint_through() -> None:
+    """A shell without job control has what it starts with & ignore Ctrl-C, the tests and their children included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Demo:
     """`gateway demo` as a process, whose temporary folder is in `folder`; what it printed so far is in `output`."""
 
@@ -43,6 +48,7 @@ class Demo:
             cwd=folder.parent,
             env={**os.environ, "TMPDIR": str(folder), "TERM": "xterm", "COLUMNS": "150", "LINES": "60"},
             start_new_session=True,
+            preexec_fn=let_sigint_through,  # no other thread runs yet
         )
         os.close(write)
         self._deadline = time.monotonic() + PATIENCE_SECONDS
