@@ -18,13 +18,13 @@ demo: $(VENV)/installed ## start real servers and the gateway, and watch reads a
 	$(RUN) gateway demo
 
 test: $(VENV)/installed servers ## run every test, on real servers
-	$(RUN) pytest -o faulthandler_timeout=300 $(PYTEST)
+	$(RUN) pytest -n 3 --dist loadfile -o faulthandler_timeout=300 $(PYTEST)
 
 check: $(VENV)/installed ## ruff, the formatter, mypy and the fast tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(RUN) pytest -q -m "not servers and not slow"
+	$(RUN) pytest -q -n 2 --dist loadfile -m "not servers and not slow"
 
 bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH="--quick" and other options)
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
