@@ -147,7 +147,7 @@ def test_the_primary_dies_writes_wait_or_are_told_and_go_on_when_it_is_back(gate
         rows(writer, "INSERT INTO t (b) VALUES (2)")
         in_transaction.begin()
         rows(in_transaction, "INSERT INTO t (b) VALUES (3)")
-        rows(pinned, "SET @a = UUID()")
+        rows(pinned, "SELECT @a := UUID()")
         primary.kill()
         gateway.wait_until(lambda: gateway.member(primary)["fault"] is not None, "the primary is out")
         with pytest.raises(pymysql.MySQLError, match=r"gateway:.*open transaction"):
@@ -326,7 +326,7 @@ def test_writes_follow_a_promotion_and_sessions_read_what_they_wrote_across_it(
     old = group.primary
     with gateway.connect() as one, gateway.connect() as idle, gateway.connect() as pinned:
         rows(one, "INSERT INTO t (b) VALUES (1)")
-        rows(pinned, "SET @a = UUID()")
+        rows(pinned, "SELECT @a := UUID()")
         epoch = gateway.orders["epoch"]
         set_read_only(old, True)
         group.wait_caught_up()
@@ -377,7 +377,7 @@ def test_an_old_primary_that_still_takes_writes_gets_none_after_a_failover(
     gateway, promoted = failover
     old = gateway.group.primary
     with gateway.connect() as pinned:
-        rows(pinned, "SET @a = UUID()")
+        rows(pinned, "SELECT @a := UUID()")
         old.pause()
         gateway.wait_until(lambda: gateway.member(old)["fault"] is not None, "the old primary is out")
         promote(promoted)
