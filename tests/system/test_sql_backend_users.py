@@ -348,12 +348,17 @@ def test_a_right_that_the_monitor_lacks_is_named(gateways: GatewayMaker, sql_gro
     right = may_read_accounts(sql_group)
     with contextlib.suppress(pymysql.MySQLError):  # granted by another test
         sql_group.primary.query(f"REVOKE {right} FROM '{MONITOR.user}'@'%'")
+    sql_group.primary.query(f"REVOKE SELECT ON *.* FROM '{MONITOR.user}'@'%'")
     sql_group.wait_caught_up()
-    gateway = gateways(sql_group, users='"backend"')
-    gateway.expected.append("nobody can log in")
-    code, text = refused(gateway, user)
-    grant = f"GRANT {right} TO 'gateway'@'%'"
-    assert (code, grant in text) == (1105, True)
-    gateway.wait_until(lambda: grant in gateway.log.read_text(), "the log names it, too")
-    sql_group.primary.query(grant)
-    comes_in(gateway, user)
+    try:
+        gateway = gateways(sql_group, users='"backend"')
+        gateway.expected.append("nobody can log in")
+        code, text = refused(gateway, user)
+        grant = f"GRANT {right} TO 'gateway'@'%'"
+        assert (code, grant in text) == (1105, True)
+        gateway.wait_until(lambda: grant in gateway.log.read_text(), "the log names it, too")
+        sql_group.primary.query(grant)
+        comes_in(gateway, user)
+    finally:
+        sql_group.primary.query(f"GRANT SELECT ON *.* TO '{MONITOR.user}'@'%'")
+        sql_group.wait_caught_up()
