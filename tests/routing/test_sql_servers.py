@@ -45,17 +45,23 @@ def test_reads_of_the_corpus_change_nothing(server: tuple[MysqlGroup, bool]) -> 
     for table in ("t", "u", "v"):
         group.primary.query(f"CREATE TABLE shop.{table} (id INT PRIMARY KEY, a INT, b INT, c INT, d INT, doc TEXT)")
     before = group.primary.position()
+    reads = [
+        entry
+        for entry in ENTRIES
+        if entry.kind is Kind.READ
+        and any(reading.mariadb == mariadb for reading in entry.readings)
+        and not (MODES.keys() | {"multi"}) & set(entry.flags)
+    ]
+    limit = "max_statement_time = 0.2" if mariadb else "max_execution_time = 200"  # some sleep
     worked = 0
-    for entry in ENTRIES:
-        if entry.kind is not Kind.READ or all(reading.mariadb != mariadb for reading in entry.readings):
-            continue
-        if (MODES.keys() | {"multi"}) & set(entry.flags):
-            continue
+    for first in range(0, len(reads), 20):  # a log-in costs more than a statement
         with group.primary.connect(APP, "shop") as connection, connection.cursor() as cursor:
             cursor.execute("SET SESSION TRANSACTION READ ONLY")
-            answer = error(cursor, entry.sql)
-            assert answer != READ_ONLY_TRANSACTION, entry.sql
-            worked += answer == 0
+            cursor.execute(f"SET SESSION {limit}")
+            for entry in reads[first : first + 20]:
+                answer = error(cursor, entry.sql)
+                assert answer != READ_ONLY_TRANSACTION, entry.sql
+                worked += answer == 0
     assert group.primary.position() == before
     assert worked > 200
 

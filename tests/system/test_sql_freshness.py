@@ -20,7 +20,7 @@ DELAY: Final = 0.2
 SESSIONS: Final = 5
 ROUNDS: Final = 2000
 """Reads after writes per session; with the five sessions, and both flavours, the issue's 10,000 twice."""
-SECONDS: Final = float(os.environ.get("FRESHNESS_SECONDS", "30"))
+SECONDS: Final = float(os.environ.get("FRESHNESS_SECONDS", "15"))
 """All 10,000 rounds take 40 s for each flavour on two idle cores; what is left after this time is left out."""
 
 
