@@ -6,6 +6,7 @@ import ctypes
 import gc
 import hashlib
 import os
+import re
 import socket
 import ssl
 import struct
@@ -273,7 +274,8 @@ async def test_a_client_of_tls_1_1_is_told_so(
     with pytest.raises(trio.BrokenResourceError) as told:
         await client.do_handshake()
     await trio.aclose_forcefully(client)
-    assert "PROTOCOL_VERSION" in str(told.value.__cause__)
+    # Which alert depends on the system's policy: Debian's forbids what the version needs before the version is seen.
+    assert re.search("ALERT_(PROTOCOL_VERSION|INTERNAL_ERROR)", str(told.value.__cause__))
     assert echo.heard == ["lost"]
 
 
