@@ -321,19 +321,22 @@ def test_account_statements_through_the_gateway_count_at_once(
     sql_group.primary.query("GRANT ALL ON *.* TO 'b_admin'@'%' WITH GRANT OPTION")
     sql_group.wait_caught_up()
     try:
-        with backend.connect("shop", Account("b_admin", "pw")) as admin, backend.connect("shop", user) as one:
+        with backend.connect("shop", Account("b_admin", "pw")) as admin:
             for statement in (
                 "GRANT SELECT ON sbtest.* TO 'b_user'@'%'",
                 "REVOKE SELECT ON sbtest.* FROM 'b_user'@'%'",
                 "FLUSH PRIVILEGES",
                 "ALTER USER 'b_user'@'%' PASSWORD EXPIRE NEVER",
             ):
-                rows(one, "CREATE TABLE IF NOT EXISTS t (a INT)")
-                before = threads(sql_group)
-                assert before
-                rows(admin, statement)
-                backend.wait_until(lambda before=before: not threads(sql_group) & before, f"{statement}: closed")  # type: ignore[misc]
-                assert value(one, "SELECT 1") == 1
+                with backend.connect("shop", user) as one:
+                    rows(one, "CREATE TABLE IF NOT EXISTS t (a INT)")
+                    before = threads(sql_group)
+                    assert before
+                    rows(admin, statement)
+                    backend.wait_until(lambda before=before: not threads(sql_group) & before, f"{statement}: closed")  # type: ignore[misc]
+                comes_in(backend, user)
+        with backend.connect("shop", Account("b_admin", "pw")) as admin, backend.connect("shop", user) as one:
+            assert value(one, "SELECT 1") == 1
             rows(admin, "DROP USER 'b_user'@'%'")
             backend.wait_until(lambda: backend.figures["sessions"] == 1, "the dropped user's session has ended")
             ends(one)
