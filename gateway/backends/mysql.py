@@ -22,10 +22,11 @@ from gateway.net.endpoint import Endpoint
 from gateway.net.lane import Lane
 from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.commands import RESET_CONNECTION, query
 from gateway.protocol.mysql.compression import CompressionLayer
 from gateway.protocol.mysql.constants import Capability, ErrorCode
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send, StartTls
+from gateway.protocol.mysql.handshake import Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
 from gateway.protocol.mysql.results import ResultReader, Row
 

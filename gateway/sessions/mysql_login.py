@@ -23,7 +23,8 @@ from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.compression import CompressionLayer, algorithm_of
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, ErrorCode
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerEvent, ServerHandshake, StartTls
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerEvent, StartTls
+from gateway.protocol.mysql.server_handshake import ServerHandshake
 from gateway.sessions.login_failures import FailureRate
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_capabilities import of_backend, offered

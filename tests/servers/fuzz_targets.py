@@ -11,9 +11,9 @@ from typing import Final
 
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, Capability, Command
 from gateway.protocol.mysql.greeting import AuthSwitchRequest, Greeting, HandshakeResponse
-from gateway.protocol.mysql.handshake import ClientHandshake
 from gateway.protocol.mysql.ok_packet import OkPacket, encode_ok, parse_eof, parse_err, parse_ok, read_state
 from gateway.protocol.mysql.packets import PacketError, PacketReader, packet
 from gateway.protocol.mysql.replies import Prelude, ReplyTracker

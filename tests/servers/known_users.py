@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.protocol.mysql.auth import Known
-from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, ServerHandshake, StartTls
+from gateway.protocol.mysql.handshake import Denied, LoggedIn, Named, Send, StartTls
+from gateway.protocol.mysql.server_handshake import ServerHandshake
 
 
 class KnownUsers:

@@ -14,9 +14,10 @@ from gateway.demo.mysql_servers import APP
 from gateway.demo.servers import Server
 from gateway.protocol.mysql import commands
 from gateway.protocol.mysql.attributes import with_no_attributes
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.compression import CompressionLayer, algorithm_of
 from gateway.protocol.mysql.constants import Capability
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
+from gateway.protocol.mysql.handshake import Connected, Send
 from gateway.protocol.mysql.ok_packet import ServerError
 from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader

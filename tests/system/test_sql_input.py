@@ -16,7 +16,8 @@ import pytest
 from gateways import GatewayMaker, SqlGateway, rows, value
 
 from gateway.demo.mysql_servers import APP, MysqlGroup
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
+from gateway.protocol.mysql.client_handshake import ClientHandshake
+from gateway.protocol.mysql.handshake import Connected, Send
 
 pytestmark = pytest.mark.servers
 

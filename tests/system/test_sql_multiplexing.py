@@ -24,8 +24,9 @@ from wire_client import NEW
 from gateway.demo.mysql_servers import APP, MysqlGroup
 from gateway.demo.stack import Stack
 from gateway.protocol.mysql import commands, statements
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.commands import query
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Send
+from gateway.protocol.mysql.handshake import Connected, Send
 from gateway.protocol.mysql.packets import packet
 from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader

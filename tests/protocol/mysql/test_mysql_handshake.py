@@ -14,6 +14,7 @@ from pymysql._auth import scramble_caching_sha2, scramble_native_password
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers, auth
 from gateway.protocol.mysql.auth import Known, PasswordKey, Sha1
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability
 from gateway.protocol.mysql.greeting import (
     FAST_AUTH_OK,
@@ -22,14 +23,7 @@ from gateway.protocol.mysql.greeting import (
     Greeting,
     HandshakeResponse,
 )
-from gateway.protocol.mysql.handshake import (
-    ClientEvent,
-    ClientHandshake,
-    Connected,
-    Denied,
-    LoggedIn,
-    Send,
-)
+from gateway.protocol.mysql.handshake import ClientEvent, Connected, Denied, LoggedIn, Send
 from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, PacketError, packet
 
 KEY = PasswordKey.generate()

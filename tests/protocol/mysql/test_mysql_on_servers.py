@@ -24,8 +24,9 @@ from gateway.demo.mysql_servers import APP, MysqlFamilyServer, MysqlGroup
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers, commands
 from gateway.protocol.mysql.auth import PasswordKey
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, Command, Status
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Denied, LoggedIn, Send
+from gateway.protocol.mysql.handshake import Connected, Denied, LoggedIn, Send
 from gateway.protocol.mysql.packets import PacketReader, packet
 from gateway.protocol.mysql.replies import Prelude, ReplyTracker
 from gateway.protocol.mysql.results import ResultReader

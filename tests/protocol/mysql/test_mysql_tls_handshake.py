@@ -8,6 +8,7 @@ from known_users import KnownUsers
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.auth import Known, PasswordKey, answer
+from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, SHA256_PASSWORD, Capability
 from gateway.protocol.mysql.greeting import (
     FULL_AUTH,
@@ -17,7 +18,7 @@ from gateway.protocol.mysql.greeting import (
     HandshakeResponse,
     is_ssl_request,
 )
-from gateway.protocol.mysql.handshake import ClientHandshake, Connected, Denied, LoggedIn, Send, StartTls
+from gateway.protocol.mysql.handshake import Connected, Denied, LoggedIn, Send, StartTls
 from gateway.protocol.mysql.packets import PacketError, packet
 
 KEY = PasswordKey.generate()
