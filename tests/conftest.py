@@ -34,6 +34,8 @@ SERVER_FIXTURES = frozenset(
 
 IN_CI = bool(os.environ.get("CI"))
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start hundreds of gateways: each would compile anew
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

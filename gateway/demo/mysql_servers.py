@@ -147,7 +147,9 @@ class MysqlFamilyServer(Server):
     @contextlib.contextmanager
     def admin(self) -> Iterator[pymysql.connections.Connection[Any]]:
         """A connection of root's, over the unix socket, in autocommit mode."""
-        connection = pymysql.connect(unix_socket=str(self.socket), user="root", autocommit=True, connect_timeout=10)
+        connection = pymysql.connect(
+            unix_socket=str(self.socket), user="root", autocommit=True, connect_timeout=10, ssl_disabled=True
+        )
         try:
             yield connection
         finally:
@@ -166,6 +168,7 @@ class MysqlFamilyServer(Server):
             database=database,
             autocommit=True,
             connect_timeout=10,
+            ssl_disabled=True,  # PyMySQL would make a TLS context for each connection, of 20 ms
         )
         try:
             yield connection
