@@ -8,6 +8,7 @@ begins with 0xFE is an EOF in either, and a longer one that does and is no row o
 from __future__ import annotations
 
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from gateway.protocol.mysql.constants import MAX_PAYLOAD, Collation, Status
@@ -31,6 +32,7 @@ RESULT_LIMIT: Final = 64 << 20  # bytes of one reply; a catalogue of 100,000 tab
 _MORE_RESULTS: Final = int(Status.MORE_RESULTS_EXISTS)
 _EOF_LENGTH: Final = 5  # bytes
 _FIXED_FIELDS: Final = 12  # bytes: collation, display length, type, flags, decimals, filler
+_COLUMN_KEPT: Final = 256  # bytes of the longest definition that is kept: no server's answer may fill the memory
 _BYTES_TYPES: Final = frozenset((0x0F, 0x10, 0xF9, 0xFA, 0xFB, 0xFC, 0xFD, 0xFE, 0xFF))
 # FIELD_TYPE VARCHAR, BIT, the BLOBs, VAR_STRING, STRING, GEOMETRY: with the collation "binary" they are bytes.
 # Numbers and times have that collation too, and are text.
@@ -123,19 +125,10 @@ class ResultReader:
             self._wait = _Wait.COLUMN
 
     def _add_column(self, payload: bytes) -> None:
-        at = 0
-        for _ in range(4):  # catalogue, database, table, original table
-            _, at = read_lenenc_bytes(payload, at)
-        name, at = read_lenenc_bytes(payload, at)
-        _, at = read_lenenc_bytes(payload, at)  # original name
-        # MariaDB's extended metadata stands here, where agreed on: the fields of fixed length are found from the end.
-        at = max(at + 1, len(payload) - _FIXED_FIELDS)
-        collation, at = read_int(payload, at, 2)
-        _, at = read_fixed(payload, at, 4)  # display length
-        kind, at = read_int(payload, at, 1)
-        self.columns.append(text(name))
+        name, kind, binary = (_known_column if len(payload) <= _COLUMN_KEPT else _column)(payload)
+        self.columns.append(name)
         self.kinds.append(kind)
-        self._binary.append(collation == Collation.BINARY and kind in _BYTES_TYPES)
+        self._binary.append(binary)
         if len(self.columns) == self._expected:
             self._wait = _Wait.ROW
 
@@ -169,3 +162,22 @@ class ResultReader:
         if at != len(payload):
             raise PacketError(f"row of {len(payload)} bytes has more than its {len(values)} columns")
         return tuple(values)
+
+
+def _column(payload: bytes) -> tuple[str, int, bool]:
+    """Name and FIELD_TYPE of a column, and whether its values are bytes. Raises PacketError."""
+    at = 0
+    for _ in range(4):  # catalogue, database, table, original table
+        _, at = read_lenenc_bytes(payload, at)
+    name, at = read_lenenc_bytes(payload, at)
+    _, at = read_lenenc_bytes(payload, at)  # original name
+    # MariaDB's extended metadata stands here, where agreed on: the fields of fixed length are found from the end.
+    at = max(at + 1, len(payload) - _FIXED_FIELDS)
+    collation, at = read_int(payload, at, 2)
+    _, at = read_fixed(payload, at, 4)  # display length
+    kind, at = read_int(payload, at, 1)
+    return text(name), kind, collation == Collation.BINARY and kind in _BYTES_TYPES
+
+
+_known_column: Final = lru_cache(maxsize=512)(_column)
+"""The questions are few and asked for ever: most of what an idle gateway did was to read the same columns anew."""
