@@ -283,7 +283,9 @@ class Catalogue:
 
     def _routine_key(self, name: Table) -> Table:
         database = name.database or ""
-        return Table(name.name.lower(), database.lower() if self.ignore_case else database)
+        # Beyond ASCII a server folds other letters than Python does: there a name is found only as it was made.
+        folded = name.name.lower() if name.name.isascii() else name.name
+        return Table(folded, database.lower() if self.ignore_case else database)
 
     def function(self, name: Table) -> Routine | None:
         return self.functions.get(self._routine_key(name))

@@ -28,10 +28,12 @@ from gateway.routing.operation import (
     TransactionEffect,
 )
 from gateway.routing.sql_facts import scan
-from gateway.routing.sql_query import first_table
+from gateway.routing.sql_query import QUERY_WORDS, classify_query, first_table
 from gateway.routing.sql_tokens import Token, TokenKind
 
 _ALL_COLUMNS: Final = frozenset([Column("*")])
+QUERY_BYTES: Final = 8_192
+"""Longest query of a CREATE TABLE or VIEW that is parsed (see sql.PARSE_BYTES)."""
 
 
 def _commits(statement: str, reason: str = "changes the schema", **more: object) -> SqlOperation:
@@ -111,7 +113,9 @@ _HEADS: Final[dict[tuple[str, ...], SqlOperation]] = {
         "deallocate prepare", "drops a prepared statement", PinCause.PREPARED_STATEMENT
     ),
     ("DROP", "PREPARE"): _session("deallocate prepare", "drops a prepared statement", PinCause.PREPARED_STATEMENT),
-    ("HANDLER",): _session("handler", "reads through a handler of its connection", PinCause.HANDLER),
+    ("HANDLER",): replace(
+        _session("handler", "reads through a handler of its connection", PinCause.HANDLER), columns=_ALL_COLUMNS
+    ),
     ("LOCK", "TABLE"): replace(
         _session("lock tables", "locks tables", PinCause.TABLE_LOCK), transaction=TransactionEffect.IMPLICIT_COMMIT
     ),
@@ -292,19 +296,41 @@ def _schema_change(words: tuple[str, ...], tokens: Sequence[Token], reading: Rea
         if table is not None:
             tables.append(table)
     operation = _commits(statement, writes=tuple(tables))
-    if "SELECT" in words and thing == "table":
-        facts = scan(tokens[words.index("SELECT") :], reading)
+    if tables:
+        operation = replace(operation, columns=frozenset(Column("*", table) for table in tables))
+    if thing in ("table", "view") and (within := _query_within(tokens, index)):
+        query = classify_query(within, reading, QUERY_BYTES)
         operation = replace(
             operation,
-            pin=facts.pin,
-            functions=frozenset(facts.functions),
-            user_variables=frozenset(facts.user_variables),
+            reads=query.reads,
+            columns=operation.columns | query.columns,
+            columns_complete=query.tables_complete,
+            functions=query.functions,
         )
+        if thing == "table":
+            operation = replace(operation, pin=query.pin, user_variables=query.user_variables)
     if temporary:
         operation = replace(operation, transaction=TransactionEffect.NONE)
         if verb == "create":
             operation = replace(operation, pin=PinCause.TEMPORARY_TABLE, temporary_tables=tuple(tables))
     return operation
+
+
+def _query_within(tokens: Sequence[Token], index: int) -> Sequence[Token]:
+    """The query of CREATE TABLE ... [AS] query or CREATE VIEW ... AS query, which begins behind `index`; () if none."""
+    end = len(tokens)
+    if [token.word for token in tokens[-2:]] == ["CHECK", "OPTION"]:
+        end -= 4 if tokens[-3].word in ("CASCADED", "LOCAL") else 3
+    for start in range(index, end):
+        before, word = tokens[start - 1].word, tokens[start].word
+        if word == "(" and start + 1 < end:
+            word = tokens[start + 1].word if before in _BEFORE_QUERY else ""
+        if word == "SELECT" or (word in QUERY_WORDS and before in _BEFORE_QUERY):
+            return tokens[start:end]
+    return ()
+
+
+_BEFORE_QUERY: Final = frozenset(["AS", "IGNORE", "REPLACE"])
 
 
 def _flush(words: tuple[str, ...]) -> SqlOperation:

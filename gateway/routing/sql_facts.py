@@ -191,6 +191,8 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
     if plain and keyword:
         if name in known:
             facts.functions.add(name)
+        if callee.word == "DEFAULT" and reading.mariadb:
+            facts.writes = facts.writes or "may take the next value of a sequence (DEFAULT)"
         return
     if plain and callee.word in functions.AFTER_OPERAND and paren >= 2 and _ends_operand(tokens[paren - 2]):
         return

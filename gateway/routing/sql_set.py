@@ -208,7 +208,9 @@ def _assignment(found: _Found, tokens: Sequence[Token], scope: str) -> str:
         if not explicit:
             # Which scope a following name without one has differs between versions.
             found.pinned(PinCause.SESSION_VARIABLE, f"sets {name} after a global variable")
-    elif all(token.kind in (TokenKind.WORD, TokenKind.NAME) or token.word == "." for token in target):
+    elif name.isascii() and all(
+        token.kind in (TokenKind.WORD, TokenKind.NAME) or token.word == "." for token in target
+    ):  # to MySQL `İnsert_id` is insert_id (tried)
         _system(found, name, value)
     else:
         found.pinned(PinCause.UNPROVEN, f"sets {name}, which is not known")

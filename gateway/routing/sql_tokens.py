@@ -34,7 +34,7 @@ EXECUTABLE_LIMIT: Final = 3
 
 class TokenKind(IntEnum):
     WORD = 1  # unquoted: a keyword or a name
-    NAME = 2  # quoted: always a name
+    NAME = 2  # quoted, or with letters beyond ASCII: always a name
     STRING = 3
     NUMBER = 4
     PLACEHOLDER = 5
@@ -208,7 +208,8 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
             text = _decode(raw)
             if text[0] == "_" and text.isascii() and sql[position : position + 1] in (b"'", b'"'):
                 continue  # the character set of the string that follows: no class depends on it
-            if after_dot and not space:
+            if (after_dot and not space) or not text.isascii():
+                # No keyword or built-in has letters beyond ASCII, whatever `ſ` and `K` are in upper or lower case.
                 token = Token(TokenKind.NAME, "", text, space)
             else:
                 token = Token(TokenKind.WORD, text.upper(), text, space)
@@ -233,7 +234,7 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
                 token = Token(TokenKind.USER_VARIABLE, "", text.lower(), space)
         elif group == "system":
             text = _decode(raw[2:]).replace("`", "").lower()
-            if not text or text[-1] == ".":
+            if not text or text[-1] == "." or not sql[position : position + 1].isascii():
                 odd = odd or "a system variable with an unusual name"
             token = Token(TokenKind.SYSTEM_VARIABLE, "", text, space)
         elif group == "assign":

@@ -23,21 +23,28 @@ from gateway.rules.model import Names, Rule, RuleFile
 _SqlTest: TypeAlias = Callable[[SqlOperation, str | None], bool]
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _WILD: Final = re.compile(r"[*?\[]")
+_ANY_COLUMN: Final = frozenset(["*", "_rowid"])
+"""What stands for columns that are not named; `_rowid` is an integer primary key (MySQL manual, CREATE INDEX)."""
 
 
 # ---------------------------------------------------------------- patterns
+
+
+def _folded(name: str) -> str:
+    """A name without its case, as a server compares names or more coarsely: to MySQL `İ` is an `i` (tried)."""
+    return name.casefold().replace("i\N{COMBINING DOT ABOVE}", "i")
 
 
 def _pattern(names: Names | None, *, ignore_case: bool = False) -> Callable[[str], bool] | None:
     """A test for one name, or None where everything fits."""
     if names is None:
         return None
-    given = [name.casefold() if ignore_case else name for name in listed(names)]
+    given = [_folded(name) if ignore_case else name for name in listed(names)]
     exact = frozenset(name for name in given if not _WILD.search(name))
     wild = [re.compile(fnmatch.translate(name)) for name in given if _WILD.search(name)]
 
     def fits(name: str) -> bool:
-        folded = name.casefold() if ignore_case else name
+        folded = _folded(name) if ignore_case else name
         return folded in exact or any(each.match(folded) is not None for each in wild)
 
     return fits
@@ -75,12 +82,13 @@ class _Name:
 
     def fits_column(self, column: Column, operation: SqlOperation, current: str | None) -> bool:
         assert self.column is not None
-        if column.name != "*" and not self.column(column.name):
+        if column.name.lower() not in _ANY_COLUMN and not self.column(column.name):
             return False
         if column.table is not None:
             return self.fits_table(column.table, current)
         tables = operation.reads + operation.writes
-        return not tables or any(self.fits_table(table, current) for table in tables)
+        complete = operation.tables_complete and tables
+        return not complete or any(self.fits_table(table, current) for table in tables)
 
 
 def _names(given: Names, *, columns: bool) -> list[_Name]:

@@ -202,8 +202,6 @@ def primary_only(operation: SqlOperation) -> str | None:
         return operation.needs_primary
     if operation.last_connection:
         return "it speaks of the statement before, which only that statement's connection knows"
-    if operation.multi:
-        return "several statements in one text run in order at one server"
     # None of these belongs to a read; a classifier that says otherwise is not believed.
     if operation.writes or operation.temporary_tables or operation.transaction is not TransactionEffect.NONE:
         return operation.reason

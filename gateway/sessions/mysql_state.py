@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.backends.mysql import MysqlConnection
-from gateway.backends.mysql_state import SERVERS_OWN, state_of
+from gateway.backends.mysql_state import SERVERS_OWN, State, state_of
 from gateway.errors import BackendRefused, Refused
 from gateway.protocol.mysql.commands import argument_of, database_of
 from gateway.protocol.mysql.constants import Command, ErrorCode, Status
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import SessionChanges
-from gateway.routing.operation import Assignment, Kind, PinCause, SqlOperation, Table, TransactionEffect
+from gateway.routing.operation import Assignment, Kind, PinCause, Scope, SqlOperation, Table, TransactionEffect
 from gateway.routing.sql_asks import named_locks
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Pin:
     statement: str
     since: float
     names: set[str] | None
+
+
+_SERIALIZABLE: Final = Assignment(Scope.SESSION, "transaction_isolation", "'SERIALIZABLE'")
 
 
 def _command(statement: str, reason: str) -> SqlOperation:
@@ -127,16 +130,22 @@ class SessionState:
     def __init__(self, service: MysqlService, login: LoggedIn) -> None:
         self._service = service
         self._capabilities = login.capabilities
-        self.state = state_of(login.database, login.collation)
+        self.state = self._fresh(login.database, login.collation)
         self.reading = service.reading(self.state, 0, login.capabilities)
         self.status = AUTOCOMMIT
         self.idle_timeout = service.config.idle_timeout  # seconds that the client may say nothing
         self.pins: dict[PinCause, Pin] = {}
 
+    def _fresh(self, database: str | None, collation: int) -> State:
+        """What nobody has changed: all is as the servers have it, and no level weaker than the primary's own."""
+        identity = self._service.topology.identity
+        serializable = identity is not None and identity.isolation == "SERIALIZABLE"
+        return state_of(database, collation, (_SERIALIZABLE,) if serializable else ())
+
     def reset(self) -> None:
         """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
         self.pins.clear()
-        self.state = state_of(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
+        self.state = self._fresh(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
         self.reading = self._service.reading(self.state, 0, self._capabilities)
         self.status = AUTOCOMMIT
         self.idle_timeout = self._service.config.idle_timeout

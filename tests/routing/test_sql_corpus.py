@@ -7,10 +7,11 @@ from sql_corpus import ENTRIES, PINS, Entry
 
 from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
 from gateway.routing.sql import Classifier
+from gateway.rules.policy import primary_only
 
 
 def goes_to_replica(operation: SqlOperation) -> bool:
-    return operation.kind is Kind.READ and operation.needs_primary is None and not operation.last_connection
+    return operation.kind is Kind.READ and primary_only(operation) is None
 
 
 def expected(entry: Entry) -> dict[str, object]:

@@ -66,7 +66,7 @@ def test_a_proven_read_goes_to_a_replica_with_the_listeners_defaults() -> None:
         (replace(READ, needs_primary="SHOW PROCESSLIST: shows one server"), "SHOW PROCESSLIST: shows one server"),
         (replace(READ, pin=PinCause.NAMED_LOCK, reason="takes a lock"), "takes a lock"),
         (replace(READ, last_connection=True), "it speaks of the statement before"),
-        (replace(READ, multi=True), "several statements in one text"),
+        (replace(READ, multi=True, writes=(Table("t"),)), "a proven read"),
         (replace(READ, writes=(Table("t"),)), "a proven read"),
         (replace(READ, temporary_tables=(Table("t"),)), "a proven read"),
         (replace(READ, gateway="STATUS"), "the gateway answers it itself"),
@@ -81,6 +81,10 @@ def test_everything_else_goes_to_the_primary_whatever_rule_and_hint_say(
     ruled = policy(hinted, rule(tmp_path, 'route = {to = "replica", consistency = "eventual"}'))
     assert ruled.target is Target.PRIMARY
     assert ruled.reason.endswith("; its hint to use a replica is ignored")
+
+
+def test_several_statements_that_all_only_read_go_to_a_replica() -> None:
+    assert policy(replace(READ, multi=True)).target is Target.REPLICA
 
 
 def test_a_read_only_transaction_goes_to_a_replica() -> None:

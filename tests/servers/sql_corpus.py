@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ class Entry:
     readings: tuple[Reading, ...]
 
 
+_NAMED = {"LF": "\n", "CR": "\r", "TAB": "\t", "VT": "\v", "FF": "\f", "NUL": "\0"}
+_CHARACTER = re.compile(r"<(?:(LF|CR|TAB|VT|FF|NUL)|U\+([0-9A-F]+))>")
+
+
 def unescape(line: str) -> bytes:
-    return line.replace("<LF>", "\n").replace("<TAB>", "\t").replace("<NUL>", "\0").encode()
+    return _CHARACTER.sub(lambda match: _NAMED.get(match[1]) or chr(int(match[2], 16)), line).encode()
 
 
 def load(folder: Path = CORPUS) -> list[Entry]:

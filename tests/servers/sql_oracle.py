@@ -52,10 +52,11 @@ TABLES: Final = ("t", "u", "v", "users", "sbtest1", "posts")
 STORED: Final = words(
     """
     evil my_func stored_function initcap to_json count max now lower rank lag median against columns of point md5
-    row_number linestring to_number
+    row_number linestring to_number lıke caſe valueſ ıf ın oﬀset unıon uſing ındex ſome exiſts dıv rowſ ﬁeld aſcii
     """
-)
-"""Stored functions that write, some of them with the names of built-ins, keywords and what other databases have."""
+) | {"wee\N{KELVIN SIGN}", "ran\N{KELVIN SIGN}", "lower\N{NO-BREAK SPACE}", "count$", "1count", "count`"}
+"""Stored functions that write, some of them with the names of built-ins, keywords and what other databases have, or
+with names whose upper or lower case is that of a keyword or built-in."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,17 @@ class Oracle:
             run(self._watcher, f"CREATE DATABASE IF NOT EXISTS {database}")
             run(self._watcher, f"CREATE TABLE IF NOT EXISTS {database}.log (what VARCHAR(80))")
             for name in STORED:
+                quoted = name.replace("`", "``")
                 run(
                     self._watcher,
-                    f"CREATE FUNCTION {database}.`{name}`(v VARCHAR(200)) RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
-                    f"BEGIN INSERT INTO {database}.log VALUES ('{name}'); RETURN 1; END",
+                    f"CREATE FUNCTION {database}.`{quoted}`(v VARCHAR(200)) RETURNS INT DETERMINISTIC "
+                    f"MODIFIES SQL DATA BEGIN INSERT INTO {database}.log VALUES ('{name}'); RETURN 1; END",
                 )
             if self.mariadb:
                 run(self._watcher, f"CREATE SEQUENCE {database}.s")
+        if self.mariadb:
+            run(self._watcher, "CREATE TABLE shop.next_by_default (a INT, n INT DEFAULT (NEXT VALUE FOR shop.s))")
+            run(self._watcher, "INSERT INTO shop.next_by_default (a) VALUES (1)")
         run(self._watcher, "CREATE TABLE shop.sentinel (a INT)")
         run(self._watcher, "CREATE VIEW shop.view1 AS SELECT id, a FROM shop.t")
         run(self._watcher, "CREATE PROCEDURE shop.p() BEGIN INSERT INTO log VALUES ('p'); SET @a = 5; END")
