@@ -120,7 +120,8 @@ def test_statements_of_the_guide_go_where_it_says(capsys: pytest.CaptureFixture[
         ("SELECT UUID_SHORT()", "primary"),
         ("SHOW PROCESSLIST", "primary"),
         ("SHOW WARNINGS", "primary"),
-        ("SELECT 1; SELECT 2", "primary"),
+        ("SELECT 1; SELECT 2", "replica"),
+        ("SELECT 1; DO SLEEP(0)", "primary"),
         ("BEGIN", "primary"),
     ):
         assert main(["explain", "--json", statement]) == 0
