@@ -146,6 +146,7 @@ class MysqlConnection:
         "leased",
         "member",
         "prelude",
+        "retired",
         "selected",
         "source",
         "state",
@@ -181,6 +182,7 @@ class MysqlConnection:
         self.warned = False  # the last reply left warnings to be shown
         self.last_session: Borrower | None = None
         self.expires = math.inf  # by Trio's clock: not to be given out again after that
+        self.retired = False  # not to be given out again once its lease ends
         self.with_attributes = bool(connected.capabilities & Capability.QUERY_ATTRIBUTES)
         self.source: Endpoint | None = None  # what streams to the server: read no faster than the server reads
 

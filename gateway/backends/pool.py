@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -251,7 +250,7 @@ class MemberPool:
         spread = self._settings.max_lifetime * LIFETIME_SPREAD
         connection.expires = trio.current_time() + self._settings.max_lifetime - random.random() * spread
         if retired != self.retired:  # meanwhile: this one lease began before
-            connection.arming = replace(connection.arming)
+            connection.retired = True
         self._all.add(connection)
         self._lease(connection)
         return connection
@@ -290,7 +289,7 @@ class MemberPool:
         if connection.endpoint.closed:
             return
         connection.taker = None
-        stale = connection.arming is not self.arming  # the member's role has changed
+        stale = connection.retired or connection.arming is not self.arming  # the member's role has changed
         if stale or (connection.expires <= self._lane.now and not connection.tainted):
             if connection.tainted and connection.last_session is not None:
                 connection.last_session.losing(connection, None)
@@ -395,7 +394,7 @@ class MemberPool:
         for connection in list(self._all):
             if user is None or connection.credentials.user == user:
                 if connection.leased:
-                    connection.arming = replace(connection.arming)  # not the pool's own any more: see give_back
+                    connection.retired = True
                 else:
                     connection.close()
         for key in [key for key, (known, _) in self._used.items() if user is None or known.user == user]:

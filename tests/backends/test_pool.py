@@ -186,3 +186,22 @@ async def test_what_was_armed_for_another_role_is_not_given_out_again(mariadb_gr
         again = await pool.take(CREDENTIALS, SHOP)
         assert await again.ask("SELECT @@tx_read_only") == [("1",)]
         pool.give_back(again)
+
+
+async def test_a_connection_that_is_retired_while_it_is_opened_serves_once(mariadb_group: MysqlGroup) -> None:
+    """What has begun goes on, with the arming that sessions compare with the member's; only nobody else gets it."""
+    async with pool_of(mariadb_group, 1) as pool:
+        taken: list[MysqlConnection] = []
+
+        async def client() -> None:
+            taken.append(await pool.take(CREDENTIALS, SHOP))
+
+        async with trio.open_nursery() as opening:
+            opening.start_soon(client)
+            while not pool.opened:
+                await trio.lowlevel.checkpoint()
+            pool.retire(APP.user)
+        assert taken[0].arming is pool.arming
+        pool.give_back(taken[0])
+        assert taken[0].endpoint.closed
+        assert pool.opened == 0
