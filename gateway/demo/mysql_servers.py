@@ -251,7 +251,13 @@ class MariadbServer(MysqlFamilyServer):
 
     def initialize(self, datadir: Path, statements: Path) -> list[str]:
         install = programs.mariadb_install_db().command
-        options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--innodb-log-file-size=8M"]
+        # A tmpdir of its own: a server that starts removes the temporary tables of all others there.
+        options = [
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--innodb-log-file-size=8M",
+            f"--tmpdir={self.stack.folder}",
+        ]
         return [
             *install,
             "--no-defaults",
