@@ -23,12 +23,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gateway.demo.programs import FOLDER_VARIABLE, unstable_folder
+from gateway.demo.programs import FOLDER_VARIABLE, MARIADB_PLUGINS, unpacked_plugins, unstable_folder
 
 MIRROR_VARIABLE = "RW_GATEWAY_MIRROR"
 """The environment variable that names a Debian mirror, where apt's own configuration does not."""
@@ -50,6 +51,9 @@ NODE_PACKAGES = ("nodejs", "npm")
 
 UNSTABLE_PACKAGES = ("mysql-server-core", "mysql-client-core", "mysql-router", "memcached")
 UNSTABLE_PROGRAMS = ("usr/sbin/mysqld", "usr/bin/mysql", "usr/bin/mysqlrouter", "usr/bin/memcached")
+
+MARIADB_PLUGIN_PACKAGE = "mariadb-server"
+MARIADB_PLUGIN_FILES = ("auth_ed25519.so",)
 
 RELEASES = frozenset({"oldoldstable", "oldstable", "stable", "testing", "unstable", "sid"})
 
@@ -202,6 +206,26 @@ def unpack_unstable() -> None:
         )
 
 
+def unpack_mariadb_plugins() -> None:
+    """Takes the plugins that tests use out of the package whose installation would start a server."""
+    folder = unpacked_plugins()
+    if any(all((place / name).exists() for name in MARIADB_PLUGIN_FILES) for place in (MARIADB_PLUGINS, folder)):
+        say(f"MariaDB's plugins {', '.join(MARIADB_PLUGIN_FILES)}: are here")
+        return
+    say(f"unpacking {', '.join(MARIADB_PLUGIN_FILES)} of the package {MARIADB_PLUGIN_PACKAGE} into {folder}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for command in (
+            ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", MARIADB_PLUGIN_PACKAGE],
+            ["sh", "-c", "dpkg-deb --extract *.deb ."],
+        ):
+            if subprocess.run(command, cwd=scratch, check=False).returncode != 0:
+                raise SetUpError(f"`{' '.join(command)}` failed: see above; `apt-get update` as root may help")
+        root = [] if os.access(folder.parent, os.W_OK) else as_root()
+        subprocess.run([*root, "mkdir", "-p", str(folder)], check=True)
+        found = [f"{scratch}{MARIADB_PLUGINS}/{name}" for name in MARIADB_PLUGIN_FILES]
+        subprocess.run([*root, "cp", *found, str(folder)], check=True)
+
+
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Waits for another set-up that unpacks into the same place."""
@@ -237,6 +261,7 @@ def main(what: str) -> int:
         elif what == "servers":
             install(SERVER_PACKAGES)
             unpack_unstable()
+            unpack_mariadb_plugins()
         elif what == "suites":
             install(SUITE_PACKAGES)
             if shutil.which("npm") is None:  # Node.js is often here from elsewhere, and brings npm

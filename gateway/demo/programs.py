@@ -21,6 +21,9 @@ FOLDER_VARIABLE = "RW_GATEWAY_UNSTABLE"
 
 SYSTEM_FOLDER = Path("/var/cache/rw-gateway/sid")
 
+MARIADB_PLUGINS = Path("/usr/lib/mysql/plugin")
+"""Where Debian's package mariadb-server puts plugins that mariadb-server-core has not."""
+
 
 class ServerMissingError(GatewayError):
     """A server program is not on this machine; the text says what installs it."""
@@ -84,6 +87,19 @@ def mariadbd() -> Program:
 def mariadb_install_db() -> Program:
     """The script that makes a MariaDB data folder."""
     return debian("mariadb-install-db", "mariadb-server")
+
+
+def unpacked_plugins() -> Path:
+    """Where the set-up unpacks them, beside Debian unstable, instead of installing a server that starts."""
+    return unstable_folder().parent / "mariadb-plugins"
+
+
+def mariadb_plugin_folder(plugin: str) -> Path:
+    """The folder that has a plugin of MariaDB, say "auth_ed25519"."""
+    for folder in (MARIADB_PLUGINS, unpacked_plugins()):
+        if (folder / f"{plugin}.so").is_file():
+            return folder
+    raise ServerMissingError(f"MariaDB's plugin {plugin} is not on this machine: run `make servers`")
 
 
 def mysqld() -> Program:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.protocol.mysql import auth
-from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NATIVE_PASSWORD
+from gateway.protocol.mysql.constants import ED25519, NATIVE_PASSWORD
 from gateway.topology.host_patterns import fits, specificity
 
 MYSQL_COLUMNS: Final = (
@@ -61,12 +61,7 @@ class Account:
             return "it requires a client certificate, which the gateway cannot pass on"
         if self.tls and not encrypted:
             return "it requires TLS"
-        if not auth.can_answer(self.plugin):
-            return (
-                f"its authentication plugin {self.plugin} cannot be used through the gateway: "
-                f"use {CACHING_SHA2_PASSWORD} or {NATIVE_PASSWORD}"
-            )
-        return None
+        return auth.obstacle(self.plugin)
 
 
 def mysql_account(row: Iterable[str]) -> Account:
@@ -116,7 +111,7 @@ def mariadb_account(row: Iterable[str]) -> Account | None:
 def _is_usable(plugin: str, string: str) -> bool:
     if plugin in ("", NATIVE_PASSWORD):  # MariaDB's root has the hash "invalid" beside unix_socket
         return _NATIVE_HASH.fullmatch(string) is not None
-    return auth.can_answer(_CLIENT_PLUGINS.get(plugin, plugin))
+    return auth.obstacle(_CLIENT_PLUGINS.get(plugin, plugin)) is None
 
 
 def _stored(plugin: str, string: str) -> bytes | None:

@@ -75,6 +75,15 @@ def test_what_an_interrupted_run_left_is_removed(tmp_path: Path) -> None:
     assert not partial.exists()
 
 
+def test_plugins_that_are_here_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "sid"))
+    (tmp_path / "mariadb-plugins").mkdir()
+    for name in set_up.MARIADB_PLUGIN_FILES:
+        (tmp_path / "mariadb-plugins" / name).write_text("precious")
+    monkeypatch.setattr(subprocess, "run", None)
+    set_up.unpack_mariadb_plugins()
+
+
 def test_an_unknown_word_is_an_error_in_one_line() -> None:
     done = subprocess.run([sys.executable, set_up.__file__, "everything"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from hashlib import sha1
 
 import pytest
 
+from gateway.protocol.mysql import auth
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NATIVE_PASSWORD
 from gateway.topology.accounts import Account, account_of, mariadb_account, missing_grant, mysql_account
 
@@ -61,7 +63,18 @@ def test_rows_of_mariadb() -> None:
     assert mariadb(is_role=True) is None
     ed25519 = mariadb(plugin="ed25519", authentication_string="x" * 43)
     assert ed25519 is not None
-    assert (ed25519.plugin, ed25519.stored) == (ED25519, None)
+    assert (ed25519.plugin, ed25519.stored, obstacle(ed25519)) == (ED25519, None, "")
+
+
+def test_without_pynacl_an_account_of_ed25519_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    account = mariadb(plugin="ed25519", authentication_string="x" * 43)
+    monkeypatch.setitem(sys.modules, "nacl", None)  # as if it were not installed
+    monkeypatch.setattr("pymysql._auth._nacl_bindings", False)
+    assert obstacle(account) == (
+        "it uses client_ed25519, which needs PyNaCl in the gateway: pip install 'rw-gateway[ed25519]'"
+    )
+    with pytest.raises(auth.PluginError, match=r"needs PyNaCl in the gateway: pip install 'rw-gateway\[ed25519\]'"):
+        auth.answer(ED25519, "secret", b"x" * 20)
 
 
 def test_an_account_of_mariadb_with_several_ways_in() -> None:

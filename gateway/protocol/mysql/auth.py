@@ -26,7 +26,7 @@ from pymysql._auth import ed25519_password, scramble_caching_sha2, scramble_nati
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NATIVE_PASSWORD, SHA256_PASSWORD
 from gateway.protocol.mysql.greeting import raw, text
 
-NONCE_LENGTH = 20  # bytes; SCRAMBLE_LENGTH of both plugins
+NONCE_LENGTH = 20  # bytes; SCRAMBLE_LENGTH of both plugins. ed25519 signs 32 bytes.
 
 _NONCE_ALPHABET = bytes(byte for byte in range(1, 128) if byte != ord("$"))
 # 7 bits, no NUL (it ends the nonce in the packet), no "$" (it separates fields in caching_sha2's stored form): as
@@ -41,6 +41,9 @@ class PluginError(Exception):
     """An authentication plugin that the gateway cannot answer; the text names it and says what to do."""
 
 
+_NEEDS_PYNACL = "which needs PyNaCl in the gateway: pip install 'rw-gateway[ed25519]'"
+
+
 def new_nonce() -> bytes:
     """Return 20 fresh random bytes for one log-in."""
     return bytes(secrets.choice(_NONCE_ALPHABET) for _ in range(NONCE_LENGTH))
@@ -50,7 +53,7 @@ def _answer_ed25519(password: bytes, nonce: bytes) -> bytes:
     try:
         return ed25519_password(password, nonce)
     except RuntimeError as error:  # PyMySQL says so where PyNaCl is missing
-        raise PluginError(f"the account uses {ED25519}, which needs PyNaCl: pip install pynacl") from error
+        raise PluginError(f"the account uses {ED25519}, {_NEEDS_PYNACL}") from error
 
 
 _ANSWERS = {
@@ -87,14 +90,22 @@ def answer(plugin: str, password: Password, nonce: bytes) -> bytes:
             f"the account uses the authentication plugin {plugin!r}, which the gateway does not answer: "
             f"use {CACHING_SHA2_PASSWORD} or {NATIVE_PASSWORD}"
         )
-    return function(raw(password), nonce[:NONCE_LENGTH])
+    return function(raw(password), nonce if plugin == ED25519 else nonce[:NONCE_LENGTH])
 
 
-def can_answer(plugin: str) -> bool:
-    """Say whether a password is enough for the gateway to log in to an account of this plugin, whatever the nonce."""
+def obstacle(plugin: str) -> str | None:
+    """Say, in words, why a password is not enough for the gateway to log in to an account of this plugin.
+
+    None if it is enough, whatever the nonce.
+    """
     if plugin in (SHA256_PASSWORD, CACHING_SHA2_PASSWORD, NATIVE_PASSWORD):
-        return True
-    return plugin == ED25519 and find_spec("nacl") is not None
+        return None
+    if plugin == ED25519:
+        return None if find_spec("nacl") is not None else f"it uses {ED25519}, {_NEEDS_PYNACL}"
+    return (
+        f"its authentication plugin {plugin} cannot be used through the gateway: "
+        f"use {CACHING_SHA2_PASSWORD} or {NATIVE_PASSWORD}"
+    )
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

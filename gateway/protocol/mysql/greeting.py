@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.protocol.mysql.constants import NATIVE_PASSWORD, Capability, Collation
+from gateway.protocol.mysql.constants import ED25519, NATIVE_PASSWORD, Capability, Collation
 from gateway.protocol.mysql.packets import (
     PacketError,
     lenenc_bytes,
@@ -254,22 +254,26 @@ def is_ssl_request(payload: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AuthSwitchRequest:
-    """The server asks for another plugin's answer, to a nonce of its own. Its first byte, 0xFE, is included."""
+    """The server asks for another plugin's answer, to a nonce of its own. Its first byte, 0xFE, is included.
+
+    A nonce ends with a NUL that is not part of it; that of ED25519 is of any bytes, and nothing follows it.
+    """
 
     plugin: str
     nonce: bytes
 
     def encode(self) -> bytes:
         """Return the payload."""
-        return b"\xfe" + raw(self.plugin) + b"\0" + self.nonce + b"\0"
+        return b"\xfe" + raw(self.plugin) + b"\0" + self.nonce + (b"" if self.plugin == ED25519 else b"\0")
 
     @classmethod
     def parse(cls, payload: bytes) -> AuthSwitchRequest:
         """Parse a payload that begins with 0xFE; a bare 0xFE asks for the password hash of MySQL before 4.1."""
         if len(payload) == 1:
             return cls("mysql_old_password", b"")
-        plugin, at = read_nul_bytes(payload, 1)
-        return cls(text(plugin), payload[at:].removesuffix(b"\0"))
+        name, at = read_nul_bytes(payload, 1)
+        plugin, nonce = text(name), payload[at:]
+        return cls(plugin, nonce if plugin == ED25519 else nonce.removesuffix(b"\0"))
 
 
 AUTH_MORE_DATA = b"\x01"  # first byte of AuthMoreData

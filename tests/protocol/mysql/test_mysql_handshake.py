@@ -472,3 +472,15 @@ def test_a_nonce_is_fresh_and_has_neither_nul_nor_dollar() -> None:
     assert len(nonces) == 500
     assert all(len(nonce) == 20 for nonce in nonces)
     assert not set(b"".join(nonces)) & {0, ord("$"), *range(128, 256)}
+
+
+def test_the_nonce_of_ed25519_is_signed_whole_and_of_others_without_its_nul() -> None:
+    """Of 32 bytes of any value: with the last one cut off when it was NUL, one log-in of 256 would fail."""
+    nonce = bytes(range(31, -1, -1))
+    request = AuthSwitchRequest("client_ed25519", nonce)
+    assert AuthSwitchRequest.parse(request.encode()) == request
+    assert len(request.encode()) == 1 + len("client_ed25519") + 1 + 32
+    signed = auth.answer("client_ed25519", "secret", nonce)
+    assert len(signed) == 64
+    assert signed != auth.answer("client_ed25519", "secret", nonce[:-1] + b"\x01")
+    assert AuthSwitchRequest.parse(b"\xfemysql_native_password\0" + b"a" * 20 + b"\0").nonce == b"a" * 20
