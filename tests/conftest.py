@@ -7,6 +7,8 @@ A test that takes one of these fixtures gets the mark `servers` by that.
 | stack | a stack of the test's own; what it starts ends with the test |
 | mariadb_group, mysql9_group | a primary with two replicas behind relays, shared, whole again and with an empty database `shop` for each test |
 | gateways, mariadb_gateway, mysql9_gateway, sql_gateway | `gateway run` before such a group: see gateways.py |
+| backend, user | a gateway with `users = "backend"`, an account b_user: see backend_accounts.py |
+| tls_group, authority, certificate | servers with TLS, who signs, the gateway's certificate: see tls_gateways.py |
 | memcached_pools | fresh pools {"master": 2 servers, "slave": 3 servers} |
 | memcached_servers | two fresh servers, Debian's own |
 | memcached_in_namespace | a memcached behind a network that can be cut; needs root |
@@ -19,8 +21,10 @@ from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from backend_accounts import backend, user  # noqa: F401
 from gateways import gateways, mariadb_gateway, mysql9_gateway, shared_gateways, sql_gateway, sql_group  # noqa: F401
 from netns import NamespacedMemcached, NamespaceUnavailableError
+from tls_gateways import authority, certificate, mariadb_tls, module_stack, tls_group  # noqa: F401
 
 from gateway.demo.mysql_servers import MysqlGroup, mysql_group
 from gateway.demo.programs import ServerMissingError
@@ -29,7 +33,7 @@ from gateway.demo.stack import Stack
 
 SERVER_FIXTURES = frozenset(
     {"stack", "session_stack", "mariadb_group", "mysql9_group", "memcached_pools", "memcached_servers"}
-    | {"memcached_in_namespace", "sql_gateway", "sql_group"}
+    | {"memcached_in_namespace", "sql_gateway", "sql_group", "backend", "tls_group"}
 )
 
 IN_CI = bool(os.environ.get("CI"))

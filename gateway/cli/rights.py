@@ -12,10 +12,13 @@ from gateway.errors import BackendRefused, ConfigError, Unavailable
 from gateway.net.lane import Lane
 from gateway.replication.observe import monitor_credentials
 from gateway.tls_settings import backend_tls
-from gateway.topology.catalogue import missing_grants
+from gateway.topology import backend_users, catalogue
 
 ASK_SECONDS: Final = 2.0
 """For all servers together: a check must not hang where there are none."""
+
+BLIND: Final = "does not see all views, routines and triggers, and reads through them stay at the primary"
+CLOSED: Final = 'may not read the accounts, and users = "backend" lets nobody in'
 
 
 def warnings_of_rights(config: Config) -> list[str]:
@@ -25,7 +28,7 @@ def warnings_of_rights(config: Config) -> list[str]:
 
 
 async def _ask_all(groups: list[MysqlGroup]) -> list[str]:
-    found: dict[tuple[str, str], None] = {}
+    found: set[tuple[str, str, str]] = set()  # group, what comes of it, statement
     lane = Lane()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lane.run, name="lane")
@@ -33,8 +36,11 @@ async def _ask_all(groups: list[MysqlGroup]) -> list[str]:
         async def ask(group: MysqlGroup, server: MysqlServer) -> None:
             try:
                 credentials = monitor_credentials(group.monitor.user, group.monitor.password.reveal())
-                for statement in await missing_grants(lane, server, credentials):
-                    found[group.name, statement] = None
+                for statement in await catalogue.missing_grants(lane, server, credentials):
+                    found.add((group.name, BLIND, statement))
+                if group.users == "backend":
+                    for statement in await backend_users.missing_grants(lane, server, credentials):
+                        found.add((group.name, CLOSED, statement))
             except (Unavailable, BackendRefused, ConfigError):
                 return  # nobody said that it must be running, nor that its secrets are known here
 
@@ -45,8 +51,4 @@ async def _ask_all(groups: list[MysqlGroup]) -> list[str]:
                     for member in group.members:
                         asking.start_soon(ask, group, MysqlServer(member.address, tls))
         nursery.cancel_scope.cancel()
-    return [
-        f'group "{group}": the monitor account does not see all views, routines and triggers, and reads through them '
-        f"stay at the primary: {statement}"
-        for group, statement in sorted(found)
-    ]
+    return [f'group "{group}": the monitor account {what}: {statement}' for group, what, statement in sorted(found)]

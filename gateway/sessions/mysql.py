@@ -289,6 +289,7 @@ class MysqlSession:
             self.freshness.saw(connection.member, trio.current_time())
         if self.operation is not None and self.operation.kind is not Kind.READ:
             self.topology.catalogue.seen(self.operation)
+            self.kept.follow_accounts(self.prepared.as_query(self.raw), self.operation)
 
     def _new_tracker(self) -> ReplyTracker:
         tracker = ReplyTracker(self.capabilities)
@@ -383,6 +384,8 @@ class MysqlSession:
         else:
             if operation.kind is not Kind.READ:
                 self.topology.catalogue.seen(operation)
+                in_part = operation.multi and not tracker.refused
+                self.kept.failed(self.prepared.as_query(self.raw), operation, error.code, in_part=in_part)
             # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
             in_transaction = self.held is not None or not self.kept.status & AUTOCOMMIT
             if operation.multi and not tracker.refused:  # statements before it in the text were carried out
@@ -666,6 +669,7 @@ class MysqlSession:
         self.forget_all()
         self.user = login.user
         self.credentials = credentials
+        self.retired = None  # it was who it no longer is
         self.kept = SessionState(self.service, login)
         self.policies = self.service.policies_for(self.user, self.service.client_of(self.endpoint))
         self.operation = self.policy = self.member = None

@@ -29,10 +29,10 @@ async def change_user(session: MysqlSession, message: bytes) -> None:
     unread = session.take_unread()
     conversation = Conversation(service.lane, session.endpoint, BEFORE_LOGIN_LIMIT)
     conversation.put_back(unread)
-    service.users.left(session.user)  # so that one's own session is not in the way of a limit
+    service.users.left(session.credentials)  # so that one's own session is not in the way of a limit
     changed = False
     try:
-        with trio.move_on_after(service.config.handshake_timeout):
+        with trio.move_on_after(service.config.handshake_timeout) as limit:
             admitted = await service.entrance.change_user(
                 conversation, message, session.capabilities, encrypted=has_layer(session.endpoint, TlsLayer)
             )
@@ -42,10 +42,12 @@ async def change_user(session: MysqlSession, message: bytes) -> None:
                 conversation.write(answers.ok(login.sequence))
                 leftover = login.leftover + conversation.hand_over(session)
                 changed = True
+        if limit.cancelled_caught:
+            service.entrance.failed(service.client_of(session.endpoint))
     except OSError:
         changed = False  # the client has gone
     finally:
-        service.users.entered(session.user)
+        service.users.entered(session.credentials)
         session.endpoint.owner = session
         if not changed:
             session.endpoint.finish()

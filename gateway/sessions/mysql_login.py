@@ -28,7 +28,7 @@ from gateway.protocol.mysql.server_handshake import ServerHandshake
 from gateway.sessions.login_failures import FailureRate
 from gateway.sessions.mysql import MysqlSession
 from gateway.sessions.mysql_capabilities import of_backend, offered
-from gateway.topology.users import Candidate
+from gateway.topology.users import Candidate, denied
 
 if TYPE_CHECKING:
     from gateway.sessions.mysql_service import MysqlService
@@ -95,7 +95,7 @@ class Entrance:
         """The session of a client that may come in and has been told so; None if it was refused or has gone."""
         address = self._service.client_of(conversation.endpoint)
         host = address or "localhost"
-        refusal = self._refusal_at_once(host, address)
+        refusal = self._refusal_at_once(address)
         if refusal is not None:
             conversation.write(refusal)
             return None
@@ -138,6 +138,10 @@ class Entrance:
         address = self._service.client_of(conversation.endpoint)
         identity = self._topology.identity
         assert identity is not None  # there was a log-in
+        refusal = self._refusal_if_blocked(address, protocol_41=True, sequence=message[3] + 1)
+        if refusal is not None:
+            conversation.write(refusal)
+            return None
         handshake = ServerHandshake(
             connection_id=0,
             server_version=identity.greets_as,
@@ -196,17 +200,21 @@ class Entrance:
             first = False
             events.extend(handshake.feed(chunk))
 
-    def _refusal_at_once(self, host: str, address: str) -> bytes | None:
+    def _refusal_at_once(self, address: str) -> bytes | None:
         """What a client hears instead of a greeting, if it is not greeted."""
-        seconds = self._failures.blocked_for(address, trio.current_time())
-        if seconds:
-            self.blocked += 1
-            text = f"Host '{host}' is blocked because of many connection errors; try again in {math.ceil(seconds)} s"
-            return answers.err(0, ErrorCode.HOST_IS_BLOCKED, text, protocol_41=False)
-        if self._topology.identity is None:
+        blocked = self._refusal_if_blocked(address, protocol_41=False, sequence=0)
+        if blocked is None and self._topology.identity is None:
             text = f"gateway: no server of group {self._topology.name} has answered yet"
             return answers.err(0, ErrorCode.UNKNOWN_ERROR, text, protocol_41=False)
-        return None
+        return blocked
+
+    def _refusal_if_blocked(self, address: str, *, protocol_41: bool, sequence: int) -> bytes | None:
+        seconds = self._failures.blocked_for(address, trio.current_time())
+        if not seconds:
+            return None
+        self.blocked += 1
+        text = f"Host '{address}' is blocked because of many connection errors; try again in {math.ceil(seconds)} s"
+        return answers.err(sequence, ErrorCode.HOST_IS_BLOCKED, text, protocol_41=protocol_41)
 
     def _deny(self, address: str, why: str) -> None:
         self.denied += 1
@@ -229,10 +237,11 @@ class Entrance:
             login = replace(login, database=settings.database)
         try:
             self._users.check_limit(user)
-            await self._users.admit(candidate, login.password)
-            passwords = self._users.passwords(user, login.password)
+            passwords = await self._users.admit(candidate, login.password)
             credentials = Credentials(user, passwords, of_backend(login.capabilities), login.collation)
             await self._prove(credentials, login.database)
+            if not self._users.holds(candidate, passwords):  # the account has changed meanwhile
+                raise denied(user, address)
             self._users.check_limit(user)  # of those who came at once, as many as may
         except Refused as error:
             if error.code == ErrorCode.ACCESS_DENIED:

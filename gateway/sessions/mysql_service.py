@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import MysqlConnection, ask, log_in, log_in_errors
+from gateway.backends.mysql import MysqlConnection, Passwords, ask, log_in, log_in_errors
 from gateway.backends.mysql_state import State, state_of
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable
@@ -20,7 +20,7 @@ from gateway.net.lane import Lane
 from gateway.net.proxy_protocol import ProxyProtocol, ProxyProtocolError
 from gateway.net.tls import TlsError
 from gateway.protocol.mysql import answers
-from gateway.protocol.mysql.auth import Password, PasswordKey
+from gateway.protocol.mysql.auth import PasswordKey
 from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.constants import (
     Capability,
@@ -159,7 +159,7 @@ class MysqlService:
                 leftover = login.leftover + conversation.hand_over(session)
                 self.sessions.add(session)
                 self.threads.add(session)
-                self.users.entered(session.user)
+                self.users.entered(session.credentials)
         except ProxyProtocolError as error:
             log.warning(
                 "a client was refused", listener=self.config.name, client=self.client_of(endpoint), error=str(error)
@@ -185,12 +185,12 @@ class MysqlService:
         finally:
             self.sessions.discard(session)
             self.threads.discard(session)
-            self.users.left(session.user)
+            self.users.left(session.credentials)
 
-    def end_sessions_of(self, user: str, password: Password | None, why: str) -> None:
-        """Ends the sessions of a user (those that log in to servers with this password) between transactions."""
+    def end_sessions_of(self, passwords: Passwords, why: str) -> None:
+        """Ends the sessions that came in with these between transactions."""
         for session in list(self.sessions):
-            if session.user == user and (password is None or password in session.credentials.passwords.to_try):
+            if session.credentials.passwords is passwords:
                 self.lane.batch(lambda session=session: session.retire(why))  # type: ignore[misc]  # a default binds
 
     def end_idle(self) -> None:

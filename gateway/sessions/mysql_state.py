@@ -81,14 +81,23 @@ def _use(database: str) -> SqlOperation:
     return SqlOperation(Kind.SESSION, "use", "selects a database", database=database)
 
 
+_REFRESH_GRANT: Final = 1  # COM_REFRESH's bit for FLUSH PRIVILEGES
+
 # Statements after which other people may log in, or the same with other rights. FLUSH only of PRIVILEGES.
 _ACCOUNT_STATEMENTS: Final = frozenset(
     f"{verb} {what}" for verb in ("create", "alter", "drop", "rename") for what in ("user", "role")
 ) | {"grant", "revoke", "set password", "set default role"}
 
 
+# What MariaDB says of a statement of several accounts of which it has changed some: CREATE, ALTER, DROP, RENAME USER or
+# ROLE; GRANT and REVOKE.
+_IN_PART: Final = frozenset({1396, 1268, 1269})
+
+
 def changes_accounts(operation: SqlOperation, raw: bytes) -> bool:
     """Whether a statement, or one of several in its text, changes who may log in, or what accounts may do."""
+    if operation.statement == "refresh":
+        return bool(raw[5:6] and raw[5] & _REFRESH_GRANT)
     for name in operation.statement.split("; "):
         if name in _ACCOUNT_STATEMENTS or (name == "flush" and b"PRIVILEGES" in raw.upper()):
             return True
@@ -194,10 +203,22 @@ class SessionState:
             self.pin(raw, operation)
         elif operation.statement == "savepoint" and not self.status & (AUTOCOMMIT | IN_TRANSACTION):
             self.pin(raw, replace(operation, pin=PinCause.SAVEPOINT))  # servers tell of no transaction yet
-        if operation.transaction is TransactionEffect.IMPLICIT_COMMIT and changes_accounts(operation, raw):
-            self._service.users.account_changed()
+        self.follow_accounts(raw, operation)
         if self.pins:
             self._unpin(operation)
+
+    def follow_accounts(self, raw: bytes, operation: SqlOperation) -> None:
+        """A statement was carried out, or nobody knows whether: other people may be able to log in now."""
+        if operation.transaction is TransactionEffect.IMPLICIT_COMMIT and changes_accounts(operation, raw):
+            self._service.users.account_changed()
+
+    def failed(self, raw: bytes, operation: SqlOperation, code: int, *, in_part: bool) -> None:
+        """A statement was refused; `in_part`: others that stand before it in its text were carried out.
+
+        Not everybody's mere attempt counts, or all connections could be made to be opened anew by who has no rights.
+        """
+        if in_part or code in _IN_PART:
+            self.follow_accounts(raw, operation)
 
     def _idle_timeout(self) -> float:
         """The listener's, or less if the client has set `wait_timeout` (seconds): it expects to be cut off then."""

@@ -13,8 +13,11 @@ account, with its rights, that is not meant for where it comes from. A client on
 where the server sees the gateway.
 
 A proof is a credential and when a server last accepted it. It is made again by a log-in after `proof_interval`, after
-the account's row or any account has changed, and in the background while the credential is in use; a refusal drops it,
-closes the connections of its user, and ends its sessions between transactions.
+the account's row or any account has changed, and in the background while the credential is in use. A refusal drops it,
+closes the connections of its user, and ends between transactions the sessions that came in by it: by this proof, not by
+this user name, since an account of the same name from another Host is somebody else's. Only the primary refuses: a
+replica may not know the account yet. And only in words about the credential: what says that a server is full or going
+down does not count, nor does a refusal that a later log-in has overtaken.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import structlog
 import trio
 
 from gateway.backends.mysql import Credentials, Passwords, ask, log_in, log_in_errors
+from gateway.backends.mysql_server import MysqlServer
 from gateway.config import Address, User
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
@@ -43,11 +47,18 @@ from gateway.topology.mysql import SqlMember, Topology
 from gateway.topology.users import Candidate, Users, denied
 
 KEPT_SECONDS: Final = 600.0  # a credential that nobody used for longer is forgotten, and learnt again
-PASSWORDS_KEPT: Final = 2  # per account: MySQL's dual passwords (RETAIN CURRENT PASSWORD)
-PROOFS_KEPT: Final = 10_000
+PASSWORDS_KEPT: Final = (
+    2  # per account, beside those of open sessions: MySQL's dual passwords (RETAIN CURRENT PASSWORD)
+)
+ACCOUNTS_KEPT: Final = 10_000  # with proofs that no session needs
 LOOPBACK: Final = frozenset({LOCALHOST, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
-# What says nothing of the credential: too many connections of all, of the user, of the account; shutting down.
-_SAYS_NOTHING: Final = frozenset({1040, 1203, 1226, 1053, 0})
+# What says that a credential is no good: wrong (1698: where a plugin takes no password), no such account from here
+# (1130), locked (3118; MariaDB 4151), expired (1862, and 1820 at its first statement), or of a plugin that the gateway
+# cannot answer. An account that is blocked because somebody guesses at it (3955, 4150) ends nobody's sessions, as on
+# the server.
+_NO_GOOD: Final = frozenset(
+    {ErrorCode.ACCESS_DENIED, ErrorCode.NOT_SUPPORTED_AUTH_MODE, 1698, 1130, 3118, 4151, 1862, 1820}
+)
 _NO_PRIVILEGE: Final = frozenset({1142, 1044, 1143, 1227})
 
 log = structlog.get_logger(__name__)
@@ -55,11 +66,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Proof:
-    """When a server accepted a password for an account (-inf: to be asked again), and for whom it was used last."""
+    """That a server accepted a password for an account. Times are of Trio's clock."""
 
-    account: Account
-    at: float
-    used: float
+    account: Account  # as it was then
+    passwords: Passwords  # what the sessions have that came in by it
+    at: float  # when the last log-in with it began, -inf: to be asked again
+    accepted: float  # when that log-in had succeeded
+    used: float  # when somebody came in by it last
 
 
 @dataclass(slots=True)
@@ -83,7 +96,7 @@ class BackendUsers(Users):
         self._lane = lane
         self._monitor = monitor
         self._interval = interval
-        self._proofs: dict[tuple[str, Password], _Proof] = {}  # by Account.name
+        self._proofs: dict[str, dict[Password, _Proof]] = {}  # by Account.name
         self._reader: _Reader | None = None
         self._reading = trio.Lock()
         self._doubt = trio.Event()  # set when all proofs have become void
@@ -93,9 +106,6 @@ class BackendUsers(Users):
 
     def settings(self, user: str) -> User | None:
         return None
-
-    def passwords(self, user: str, proved: Password) -> Passwords:
-        return Passwords(proved)
 
     async def find(self, user: str, client: str, *, encrypted: bool) -> Candidate:
         reader, rows = await self._read_accounts(user)
@@ -111,36 +121,59 @@ class BackendUsers(Users):
             if not account.user or account.passwordless:  # whose it is and how it is open is nobody's business
                 raise Refused(f"Access denied for user '{user}'@'{client or LOCALHOST}'", code=ErrorCode.ACCESS_DENIED)
             raise Refused(f"gateway: account {account.name}: {obstacle}", code=ErrorCode.NOT_SUPPORTED_AUTH_MODE)
-        proved = [password for name, password in self._proofs if name == account.name and isinstance(password, str)]
+        proved = tuple(password for password in self._proofs.get(account.name, ()) if isinstance(password, str))
         native = account.plugin == NATIVE_PASSWORD
-        return Candidate(user, client, Known(tuple(proved), account.stored, learns=not native), account)
+        return Candidate(user, client, Known(proved, account.stored, learns=not native), account)
 
-    async def admit(self, candidate: Candidate, password: Password) -> None:
+    async def admit(self, candidate: Candidate, password: Password) -> Passwords:
         account = candidate.account
         if account is None:
             raise denied(candidate.user, candidate.client)
         now = trio.current_time()
-        proof = self._proofs.get((account.name, password))
+        proof = self._proof(account.name, password)
         if proof is not None and proof.account == account and now - proof.at < self._interval:
             proof.used = now
-            return
-        changes = self._changes
-        await self._prove(account, password)
-        at = now if changes == self._changes else -math.inf
-        self._proofs[account.name, password] = _Proof(account, at, now)
-        self._forget_surplus(account)
+            return proof.passwords
+        at = await self._prove(account, password)
+        proof = self._proof(account.name, password)  # another log-in may have made it meanwhile
+        passwords = Passwords(password) if proof is None else proof.passwords
+        proved = self._proofs.setdefault(account.name, {})
+        proved.pop(password, None)  # the one proved last comes last
+        proved[password] = _Proof(account, passwords, at, trio.current_time(), now)
+        self._forget_surplus(proved)
+        return passwords
+
+    def holds(self, candidate: Candidate, passwords: Passwords) -> bool:
+        assert candidate.account is not None  # it was admitted
+        proved = self._proofs.get(candidate.account.name, {})
+        return any(proof.passwords is passwords for proof in proved.values())
 
     def account_changed(self) -> None:
         self._changes += 1
-        for proof in self._proofs.values():
+        for _, _, proof in self._all_proofs():
             proof.at = -math.inf
         self.proved.clear()
         for member in self.topology.members.values():
             member.pool.retire()
+        self._ask_again()
+
+    # -- proofs
+
+    def _ask_again(self) -> None:
         self._doubt.set()
         self._lane.woke = True
 
-    # -- proofs
+    def _proof(self, name: str, password: Password) -> _Proof | None:
+        return self._proofs.get(name, {}).get(password)
+
+    def _all_proofs(self) -> list[tuple[str, Password, _Proof]]:
+        return [(name, password, proof) for name, kept in self._proofs.items() for password, proof in kept.items()]
+
+    def _forget(self, name: str, password: Password) -> None:
+        proved = self._proofs[name]
+        del proved[password]
+        if not proved:
+            del self._proofs[name]
 
     async def run(self) -> None:
         """Proves what is in use again and again, until cancelled."""
@@ -160,25 +193,29 @@ class BackendUsers(Users):
                 self._reader.conversation.close()
 
     async def _prove_all(self) -> None:
-        now = trio.current_time()
-        for (name, password), proof in list(self._proofs.items()):
-            if now - proof.used > KEPT_SECONDS and not self.connections[proof.account.user]:
-                self._proofs.pop((name, password), None)
+        for name, password, proof in self._all_proofs():
+            now = trio.current_time()
+            if self._proof(name, password) is not proof:
+                continue  # dropped or made anew, while others were asked for
+            if now - proof.used > KEPT_SECONDS and not self._sessions[proof.passwords]:
+                self._forget(name, password)
             elif now - proof.at >= self._interval / 2:
                 await self._prove_again(name, password, proof)
 
     async def _prove_again(self, name: str, password: Password, proof: _Proof) -> None:
-        began, changes = trio.current_time(), self._changes
         try:
-            await self._prove(proof.account, password)
+            proof.at = await self._prove(proof.account, password)
         except (Refused, BackendRefused) as error:  # dropped if it was; otherwise it is asked again later
             log.info("credential was not proved again", group=self.topology.name, account=name, error=str(error))
         else:
-            if changes == self._changes:
-                proof.at = began
+            proof.accepted = trio.current_time()
 
-    async def _prove(self, account: Account, password: Password) -> None:
-        """Logs in with it. Raises Unavailable if nobody could be asked, Refused or BackendRefused if it is no good."""
+    async def _prove(self, account: Account, password: Password) -> float:
+        """Logs in with it; returns the proof's `at`.
+
+        Raises Unavailable if nobody could be asked, Refused or BackendRefused if it is no good.
+        """
+        began, changes = trio.current_time(), self._changes
         member = self._who_knows()
         credentials = Credentials(account.user, password, 0, int(Collation.UTF8MB4_GENERAL_CI))
         server = member.pool.server
@@ -190,12 +227,12 @@ class BackendUsers(Users):
                 finally:
                     conversation.close()
         except BackendRefused as error:
-            if error.code not in _SAYS_NOTHING:
-                self._drop(account.name, password, str(error))
+            if error.code in _NO_GOOD:
+                self._refused(member, account, password, began, str(error))
             raise
         taken = texts(answer)[0][0]
         if taken != account.name:
-            self._drop(account.name, password, f"{member.name} takes the gateway for {taken}")
+            self._refused(member, account, password, began, f"{member.name} takes the gateway for {taken}")
             log.warning(
                 "account cannot be used from here", group=self.topology.name, account=account.name, taken_for=taken
             )
@@ -205,22 +242,39 @@ class BackendUsers(Users):
                 code=ErrorCode.ACCESS_DENIED,
                 sqlstate="28000",
             )
+        if changes == self._changes:
+            return began
+        self._ask_again()  # accounts have changed while the server was asked
+        return -math.inf
 
-    def _drop(self, name: str, password: Password, why: str) -> None:
-        """A credential holds no longer: closes its user's connections, and ends the sessions that go on with it."""
-        proof = self._proofs.pop((name, password), None)
-        if proof is not None:
-            log.warning("credential dropped", group=self.topology.name, account=name, why=why)
-            self._retire(proof.account.user)
-            self._end_sessions(proof.account.user, password, f"gateway: {name} may not log in any more: {why}")
+    def _refused(self, member: SqlMember, account: Account, password: Password, began: float, why: str) -> None:
+        """A log-in that began then was refused.
 
-    def _forget_surplus(self, account: Account) -> None:
-        """Keeps the last passwords of an account, and a bounded number of proofs."""
-        same = [key for key in self._proofs if key[0] == account.name]
-        for key in same[:-PASSWORDS_KEPT]:
-            del self._proofs[key]
-        while len(self._proofs) > PROOFS_KEPT:
-            del self._proofs[next(iter(self._proofs))]
+        If that is the last word on a credential, its user's connections close, and the sessions that came in by it end.
+        """
+        name = account.name
+        proof = self._proof(name, password)
+        if proof is None or member is not self.topology.primary_member:
+            return
+        if proof.accepted >= began:  # another one was accepted meanwhile: which was the later to be judged?
+            proof.at = -math.inf
+            self._ask_again()
+            return
+        log.warning("credential dropped", group=self.topology.name, account=name, why=why)
+        self._forget(name, password)
+        self._retire(account.user)
+        self._end_sessions(proof.passwords, f"gateway: {name} may not log in any more: {why}")
+
+    def _forget_surplus(self, proved: dict[Password, _Proof]) -> None:
+        """Keeps the last passwords of an account and of a bounded number of accounts, beside those of open sessions."""
+        unused = [password for password, proof in proved.items() if not self._sessions[proof.passwords]]
+        for password in unused[:-PASSWORDS_KEPT]:
+            del proved[password]
+        if len(self._proofs) > ACCOUNTS_KEPT:
+            for name, kept in self._proofs.items():
+                if not any(self._sessions[proof.passwords] for proof in kept.values()):
+                    del self._proofs[name]
+                    break
 
     def _who_knows(self) -> SqlMember:
         """The primary, or while there is none a replica, which has the same accounts."""
@@ -263,7 +317,7 @@ class BackendUsers(Users):
                 if reader is None or reader.address != address:
                     if reader is not None:
                         reader.conversation.close()
-                    reader = await self._open(member)
+                    reader = await _open(self._lane, member.pool.server, self._monitor)
                 found = await _accounts(reader, user)
         except BaseException as error:
             if reader is not None:
@@ -282,22 +336,6 @@ class BackendUsers(Users):
         self.problem = f'users = "backend" needs a right that the monitor does not have: {grant}'
         return Refused(self.problem)
 
-    async def _open(self, member: SqlMember) -> _Reader:
-        address = member.config.address
-        conversation, connected = await log_in(self._lane, member.pool.server, self._monitor)
-        try:
-            [answer] = await ask(conversation, [query("SELECT CURRENT_USER(), USER()")])
-            monitor, seen = texts(answer)[0]
-            own = conversation.endpoint.sock.getsockname()
-        except BaseException:
-            conversation.close()
-            raise
-        host = seen.rpartition("@")[2]
-        gateway = {host} | ({"127.0.0.1", "::1"} if host == LOCALHOST and not address.path else set())
-        if isinstance(own, tuple) and host not in LOOPBACK:
-            gateway.add(str(own[0]))  # a server that resolves names matches the address as well
-        return _Reader(conversation, address, "MariaDB" in connected.greeting.server_version, monitor, tuple(gateway))
-
 
 async def _accounts(reader: _Reader, user: str) -> list[Account]:
     """Raises BackendRefused, OSError, ProtocolError."""
@@ -308,3 +346,37 @@ async def _accounts(reader: _Reader, user: str) -> list[Account]:
     rows = texts(answer)
     found = [accounts.mariadb_account(row) if reader.mariadb else accounts.mysql_account(row) for row in rows]
     return [account for account in found if account is not None]
+
+
+async def _open(lane: Lane, server: MysqlServer, monitor: Credentials) -> _Reader:
+    """Raises BackendRefused, OSError, ProtocolError."""
+    conversation, connected = await log_in(lane, server, monitor)
+    try:
+        # Not the rows of the first look for ever, whatever the server's default is.
+        _, answer = await ask(conversation, [query("SET autocommit = 1"), query("SELECT CURRENT_USER(), USER()")])
+        account, seen = texts(answer)[0]
+        own = conversation.endpoint.sock.getsockname()
+    except BaseException:
+        conversation.close()
+        raise
+    host = seen.rpartition("@")[2]
+    gateway = {host} | ({"127.0.0.1", "::1"} if host == LOCALHOST and not server.address.path else set())
+    if isinstance(own, tuple) and host not in LOOPBACK:
+        gateway.add(str(own[0]))  # a server that resolves names matches the address as well
+    mariadb = "MariaDB" in connected.greeting.server_version
+    return _Reader(conversation, server.address, mariadb, account, tuple(gateway))
+
+
+async def missing_grants(lane: Lane, server: MysqlServer, monitor: Credentials) -> list[str]:
+    """The GRANT statements that `monitor` lacks to read a server's accounts. Raises BackendRefused, Unavailable."""
+    with log_in_errors(server):
+        reader = await _open(lane, server, monitor)
+        try:
+            await _accounts(reader, "")
+        except BackendRefused as error:
+            if error.code not in _NO_PRIVILEGE:
+                raise
+            return [accounts.missing_grant(reader.mariadb, reader.monitor)]
+        finally:
+            reader.conversation.close()
+    return []

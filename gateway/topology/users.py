@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
-from gateway.backends.mysql import Passwords
+from gateway.backends.mysql import Credentials, Passwords
 from gateway.config import User
 from gateway.errors import Refused
 from gateway.protocol.mysql.auth import Known, Password
@@ -19,10 +19,12 @@ from gateway.protocol.mysql.constants import ErrorCode
 from gateway.topology.accounts import Account
 from gateway.topology.mysql import Topology
 
+Key = TypeVar("Key")
+
 USER_LIMIT_REACHED: Final = 1226  # ER_USER_LIMIT_REACHED: what an account's own MAX_USER_CONNECTIONS ends with
 
-SessionsEnd = Callable[[str, Password | None, str], None]
-"""Called with a user, the password that no longer holds (None: whatever it proved) and, in words, why."""
+SessionsEnd = Callable[[Passwords, str], None]
+"""Called with what no longer lets anybody in, as `admit` gave it to sessions, and in words why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Users(ABC):
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.connections: Counter[str] = Counter()
+        self._sessions: Counter[Passwords] = Counter()  # by what they came in with
         self.on_end: list[SessionsEnd] = []  # the listeners of the group, which have the sessions
         # When a server last let a user in with a database (None: without one).
         self.proved: dict[tuple[str, str | None], float] = {}
@@ -56,8 +59,16 @@ class Users(ABC):
         """Who `user` is, coming from this address ("" for a unix socket). Raises Refused."""
 
     @abstractmethod
-    async def admit(self, candidate: Candidate, password: Password) -> None:
-        """Lets a candidate in that has proved `password`, or raises Refused or BackendRefused."""
+    async def admit(self, candidate: Candidate, password: Password) -> Passwords:
+        """Lets a candidate in that has proved `password`, or raises Refused or BackendRefused.
+
+        Returns what its session logs in to servers with. All sessions that came in by the same share one object, by
+        which they are found when it no longer holds.
+        """
+
+    @abstractmethod
+    def holds(self, candidate: Candidate, passwords: Passwords) -> bool:
+        """Whether a candidate may still come in that was admitted with `passwords`, and has awaited something since."""
 
     @abstractmethod
     def settings(self, user: str) -> User | None:
@@ -66,10 +77,6 @@ class Users(ABC):
     @abstractmethod
     def account_changed(self) -> None:
         """A statement that changes accounts or privileges went through the gateway."""
-
-    @abstractmethod
-    def passwords(self, user: str, proved: Password) -> Passwords:
-        """What to log in to servers with for a client that has been admitted with `proved`."""
 
     def check_limit(self, user: str) -> None:
         """Raises Refused if the user has all the sessions that it may have."""
@@ -82,15 +89,15 @@ class Users(ABC):
                 sqlstate="42000",
             )
 
-    def entered(self, user: str) -> None:
-        """One more session of the user is open."""
-        self.connections[user] += 1
+    def entered(self, credentials: Credentials) -> None:
+        """One more session has these."""
+        self.connections[credentials.user] += 1
+        self._sessions[credentials.passwords] += 1
 
-    def left(self, user: str) -> None:
-        """One of the user's sessions has ended."""
-        self.connections[user] -= 1
-        if not self.connections[user]:
-            del self.connections[user]
+    def left(self, credentials: Credentials) -> None:
+        """One of the sessions with these has ended, or becomes another user's."""
+        _decrease(self.connections, credentials.user)
+        _decrease(self._sessions, credentials.passwords)
 
     def _retire(self, user: str) -> None:
         """Gives no connection that the user has by now to anybody who asks for one from now on."""
@@ -98,9 +105,15 @@ class Users(ABC):
         for member in self.topology.members.values():
             member.pool.retire(user)
 
-    def _end_sessions(self, user: str, password: Password | None, why: str) -> None:
+    def _end_sessions(self, passwords: Passwords, why: str) -> None:
         for end in self.on_end:
-            end(user, password, why)
+            end(passwords, why)
+
+
+def _decrease(counter: Counter[Key], key: Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
 
 
 class ListedUsers(Users):
@@ -116,17 +129,18 @@ class ListedUsers(Users):
     async def find(self, user: str, client: str, *, encrypted: bool) -> Candidate:
         return Candidate(user, client, self._known.get(user) or Known())
 
-    async def admit(self, candidate: Candidate, password: Password) -> None:
+    async def admit(self, candidate: Candidate, password: Password) -> Passwords:
         """The proof is all. (It may have been given a moment before the user's password was changed.)"""
         known = self._known.get(candidate.user)
         if known is None or password not in known.passwords:
             raise denied(candidate.user, candidate.client)
+        return self._passwords[candidate.user]
+
+    def holds(self, candidate: Candidate, passwords: Passwords) -> bool:
+        return self._passwords.get(candidate.user) is passwords
 
     def settings(self, user: str) -> User | None:
         return self._users.get(user)
-
-    def passwords(self, user: str, proved: Password) -> Passwords:
-        return self._passwords[user]
 
     def account_changed(self) -> None:
         self.proved.clear()
@@ -143,9 +157,9 @@ class ListedUsers(Users):
         for name in before.keys() | known.keys():
             old, new = before.get(name), known.get(name)
             if new is None:
-                del self._passwords[name]
+                passwords = self._passwords.pop(name)
                 self._retire(name)
-                self._end_sessions(name, None, f"gateway: user {name} may not log in any more")
+                self._end_sessions(passwords, f"gateway: user {name} may not log in any more")
             elif old is None:
                 self._passwords[name] = Passwords(*new.passwords)
             elif old != new:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from certificates import Authority, Certificate
 from gateways import Connection, SqlGateway
 
@@ -79,3 +81,35 @@ class TlsGateway(SqlGateway):
     ) -> Connection:
         tls = {} if "ssl_disabled" in more or "ssl" in more else {"ssl": {"ca": str(self.ca)}}
         return super().open(database, account, autocommit=autocommit, **tls, **more)
+
+
+@pytest.fixture(scope="module")
+def module_stack() -> Iterator[Stack]:
+    with Stack() as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: Authority) -> Certificate:
+    return authority.issue("gateway", "127.0.0.1", "localhost")
+
+
+@pytest.fixture(scope="module")
+def mariadb_tls(module_stack: Stack, authority: Authority) -> TlsGroup:
+    return mariadb_with_tls(module_stack, authority)
+
+
+@pytest.fixture(params=["mariadb", "mysql9"])
+def tls_group(request: pytest.FixtureRequest) -> TlsGroup:
+    """Each of the two in turn."""
+    if request.param == "mysql9":
+        shared: MysqlGroup = request.getfixturevalue("mysql9_group")
+        return mysql_with_tls(shared)
+    found: TlsGroup = request.getfixturevalue("mariadb_tls")
+    found.group.make_whole()
+    return found

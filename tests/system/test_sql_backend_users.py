@@ -4,77 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import mysql.connector
 import pymysql
 import pytest
-from gateways import Connection, GatewayMaker, SqlGateway, rows, shared_gateway, value
+from backend_accounts import REMOTE, account, comes_in, is_mysql, may_read_accounts, refused
+from gateways import GatewayMaker, SqlGateway, rows, value
 
 from gateway.demo import programs
 from gateway.demo.mysql_servers import MONITOR, Account, MysqlGroup
-from gateway.demo.stack import Stack
 
 pytestmark = pytest.mark.servers
-
-REMOTE = "127.0.0.2"
-"""Where a client comes from that is not this machine to the gateway, nor to a server: no account of localhost fits."""
-
-
-def is_mysql(group: MysqlGroup) -> bool:
-    return group.primary.flavor == "mysql"
-
-
-def may_read_accounts(group: MysqlGroup) -> str:
-    return f"SELECT ON mysql.{'user' if is_mysql(group) else 'global_priv'}"
-
-
-@pytest.fixture
-def backend(
-    sql_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]
-) -> Iterator[SqlGateway]:
-    """A gateway that lets in whom the primary accepts; the monitor may read the accounts."""
-    sql_group.primary.query(f"GRANT {may_read_accounts(sql_group)} TO '{MONITOR.user}'@'%'")
-    sql_group.wait_caught_up()
-    name = f"backend users of {sql_group.primary.flavor}"
-    yield from shared_gateway(
-        name, sql_group, session_stack, shared_gateways, users='"backend"', listener="log_in_failures = {max = 0}"
-    )
-
-
-@pytest.fixture
-def user(sql_group: MysqlGroup) -> Iterator[Account]:
-    """An account from anywhere, with all rights on `shop`."""
-    with account(sql_group) as made:
-        yield made
-
-
-@contextlib.contextmanager
-def account(
-    group: MysqlGroup, *, user: str = "b_user", host: str = "%", via: str = "BY 'pw'", more: str = ""
-) -> Iterator[Account]:
-    name = f"'{user}'@'{host}'"
-    group.primary.query(f"CREATE USER {name} IDENTIFIED {via} {more}")
-    group.primary.query(f"GRANT ALL ON shop.* TO {name}")
-    group.wait_caught_up()
-    try:
-        yield Account(user, "pw")
-    finally:
-        group.primary.query(f"DROP USER IF EXISTS {name}")
-        group.wait_caught_up()
-
-
-def comes_in(gateway: SqlGateway, account: Account, **more: Any) -> None:
-    with gateway.connect("shop", account, **more) as one:
-        assert value(one, "SELECT CURRENT_USER()").startswith("b_user@")
-
-
-def refused(gateway: SqlGateway, account: Account, **more: Any) -> tuple[Any, ...]:
-    with pytest.raises(pymysql.MySQLError) as error, gateway.connect("shop", account, **more):
-        pass
-    found: tuple[Any, ...] = error.value.args
-    return found
 
 
 # ---------------------------------------------------------------- who comes in
@@ -247,104 +188,6 @@ def test_an_account_of_sha256_password_comes_in(backend: SqlGateway, sql_group: 
     with account(sql_group, via="WITH sha256_password BY 'pw'") as user:
         comes_in(backend, user)
         comes_in(backend, user)
-
-
-# ---------------------------------------------------------------- what changes
-
-
-def test_a_changed_password_counts_from_the_next_log_in_on(
-    backend: SqlGateway, sql_group: MysqlGroup, user: Account
-) -> None:
-    comes_in(backend, user)
-    sql_group.primary.query("ALTER USER 'b_user'@'%' IDENTIFIED BY 'new'")  # past the gateway
-    sql_group.wait_caught_up()
-    assert refused(backend, user)[0] == 1045
-    for _ in range(2):
-        comes_in(backend, Account(user.user, "new"))
-    assert refused(backend, user)[0] == 1045
-
-
-def test_two_passwords_of_mysql_are_good_at_once(backend: SqlGateway, sql_group: MysqlGroup, user: Account) -> None:
-    if not is_mysql(sql_group):
-        pytest.skip("MariaDB has no RETAIN CURRENT PASSWORD")
-    comes_in(backend, user)
-    sql_group.primary.query("ALTER USER 'b_user'@'%' IDENTIFIED BY 'new' RETAIN CURRENT PASSWORD")
-    sql_group.wait_caught_up()
-    for _ in range(2):
-        comes_in(backend, user)
-        comes_in(backend, Account(user.user, "new"))
-    sql_group.primary.query("ALTER USER 'b_user'@'%' DISCARD OLD PASSWORD")
-    sql_group.wait_caught_up()
-    assert refused(backend, user)[0] == 1045
-    comes_in(backend, Account(user.user, "new"))
-
-
-def threads(group: MysqlGroup, name: str = "b_user") -> set[int]:
-    found = group.primary.query("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = %s", (name,))
-    return {row[0] for row in found}
-
-
-def ends(connection: Connection) -> None:
-    with pytest.raises(pymysql.MySQLError) as error:
-        rows(connection, "SELECT 1")
-    assert error.value.args[0] in (1045, 2006, 2013)
-
-
-def test_a_credential_is_proved_again_and_dropped_with_its_connections_and_sessions(
-    gateways: GatewayMaker, backend: SqlGateway, sql_group: MysqlGroup
-) -> None:
-    gateway = gateways(sql_group, users='"backend"', settings='proof_interval = "200ms"')
-    with account(sql_group, user="b_proved") as user:
-        with gateway.connect("shop", user) as idle, gateway.connect("shop", user) as busy:
-            rows(busy, "CREATE TABLE t (a INT PRIMARY KEY)")
-            rows(idle, "INSERT INTO t VALUES (0)")
-            busy.begin()
-            rows(busy, "INSERT INTO t VALUES (1)")
-            assert len(threads(sql_group, user.user)) > 1
-            change = f"ALTER USER '{user.user}'@'%' IDENTIFIED BY 'new'"
-            sql_group.primary.query(change)  # past the gateway, and no log-in follows
-            gateway.wait_until(lambda: gateway.figures["sessions"] == 1, "the idle session has ended")
-            gateway.wait_until(lambda: len(threads(sql_group, user.user)) == 1, "the idle connections are closed")
-            rows(busy, "INSERT INTO t VALUES (2)")
-            busy.commit()
-            ends(idle)
-            ends(busy)
-        gateway.wait_until(lambda: not threads(sql_group, user.user), "nothing is left of it")
-        with gateway.connect("shop", Account(user.user, "new")) as one:
-            assert value(one, "SELECT COUNT(*) FROM t") == 3
-
-
-def test_account_statements_through_the_gateway_count_at_once(
-    backend: SqlGateway, sql_group: MysqlGroup, user: Account
-) -> None:
-    sql_group.primary.query("CREATE USER 'b_admin'@'%' IDENTIFIED BY 'pw'")
-    sql_group.primary.query("GRANT ALL ON *.* TO 'b_admin'@'%' WITH GRANT OPTION")
-    sql_group.wait_caught_up()
-    try:
-        with backend.connect("shop", Account("b_admin", "pw")) as admin:
-            for statement in (
-                "GRANT SELECT ON sbtest.* TO 'b_user'@'%'",
-                "REVOKE SELECT ON sbtest.* FROM 'b_user'@'%'",
-                "FLUSH PRIVILEGES",
-                "ALTER USER 'b_user'@'%' PASSWORD EXPIRE NEVER",
-            ):
-                with backend.connect("shop", user) as one:
-                    rows(one, "CREATE TABLE IF NOT EXISTS t (a INT)")
-                    before = threads(sql_group)
-                    assert before
-                    rows(admin, statement)
-                    backend.wait_until(lambda before=before: not threads(sql_group) & before, f"{statement}: closed")  # type: ignore[misc]
-                comes_in(backend, user)
-        with backend.connect("shop", Account("b_admin", "pw")) as admin, backend.connect("shop", user) as one:
-            assert value(one, "SELECT 1") == 1
-            rows(admin, "DROP USER 'b_user'@'%'")
-            backend.wait_until(lambda: backend.figures["sessions"] == 1, "the dropped user's session has ended")
-            ends(one)
-            assert refused(backend, user)[0] == 1045
-            assert value(admin, "SELECT 1") == 1
-    finally:
-        sql_group.primary.query("DROP USER 'b_admin'@'%'")
-        sql_group.wait_caught_up()
 
 
 def test_a_right_that_the_monitor_lacks_is_named(gateways: GatewayMaker, sql_group: MysqlGroup, user: Account) -> None:

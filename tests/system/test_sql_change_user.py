@@ -7,9 +7,10 @@ from typing import Any
 
 import mysql.connector
 import pymysql
-import pymysql._auth
 import pytest
-from gateways import SqlGateway, rows, shared_gateway, value
+from backend_accounts import REMOTE, account, administrator, ends
+from change_user import ask_to_change, change_user, finish_change
+from gateways import GatewayMaker, SqlGateway, rows, shared_gateway, value
 
 from gateway.demo.mysql_servers import APP, Account, MysqlFamilyServer, MysqlGroup
 from gateway.demo.stack import Stack
@@ -33,25 +34,6 @@ def small(sql_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str
         settings='pool = {size = 2, acquire_timeout = "2s"}',
         users=(APP, OTHER),
     )
-
-
-def change_user(
-    connection: Any, account: Account, database: str = "", plugin: bytes = b"mysql_native_password", collation: int = 45
-) -> None:
-    """As libmysqlclient does it: the answer to the old nonce first, then to whatever is asked."""
-    answer = pymysql._auth.scramble_native_password(account.password.encode(), connection.salt)
-    connection.user, connection.password = account.user.encode(), account.password.encode()
-    connection._next_seq_id = 0
-    connection.write_packet(
-        b"\x11" + account.user.encode() + b"\0" + bytes([len(answer)]) + answer + database.encode() + b"\0"
-        + collation.to_bytes(2, "little") + plugin + b"\0\x00"
-    )  # fmt: skip
-    packet = connection._read_packet()
-    while not packet.is_ok_packet():
-        assert packet.is_auth_switch_request()
-        packet.read_uint8()
-        name = packet.read_string()
-        packet = connection._process_auth(name, packet)
 
 
 def test_everything_is_as_after_a_log_in(small: SqlGateway) -> None:
@@ -153,3 +135,148 @@ def test_the_connector_changes_users_as_with_a_server(small: SqlGateway) -> None
             connection.close()
 
     assert changed(small) == changed(small.group.primary) == [(f"{OTHER.user}@%", "sbtest", 0)]
+
+
+# ---------------------------------------------------------------- the same way in as a log-in
+
+
+def refused_change(connection: Any, account: Account, **more: Any) -> int:
+    """The error number; the connection is closed then."""
+    with pytest.raises(pymysql.MySQLError) as error:
+        change_user(connection, account, **more)
+    with pytest.raises(pymysql.MySQLError):
+        value(connection, "SELECT 1")
+    return int(error.value.args[0])
+
+
+def test_limits_and_defaults_are_the_new_user_s_and_the_old_one_has_room_again(
+    gateways: GatewayMaker, small: SqlGateway
+) -> None:
+    gateway = gateways(
+        small.group,
+        users=(
+            f'[{{name = "{APP.user}", password = "{APP.password}", max_connections = 2}}, '
+            f'{{name = "{OTHER.user}", password = "{OTHER.password}", max_connections = 1, database = "sbtest", '
+            'consistency = "strong", read_only = true}]'
+        ),
+    )
+    one, two = gateway.open(), gateway.open()
+    with pytest.raises(pymysql.MySQLError) as full:
+        gateway.open()
+    assert full.value.args[0] == 1226
+    change_user(one, OTHER)
+    assert value(one, "SELECT DATABASE()") == "sbtest"
+    value(one, "SELECT COUNT(*) FROM information_schema.TABLES")
+    assert dict(rows(one, "SHOW GATEWAY LAST ROUTE"))["consistency"] == "strong"
+    with pytest.raises(pymysql.MySQLError, match="the user is read_only"):
+        rows(one, "CREATE TABLE t (a INT)")
+    with gateway.connect():  # in the place that is free now
+        with pytest.raises(pymysql.MySQLError) as full:
+            gateway.open("sbtest", OTHER)
+        assert full.value.args[0] == 1226
+        assert refused_change(two, OTHER) == 1226
+    change_user(one, OTHER)  # its own session is not in its way
+    gateway.wait_until(lambda: gateway.figures["sessions"] == 1, "the others have gone")
+    change_user(one, APP, "shop")
+    rows(one, "CREATE TABLE t (a INT)")
+    with gateway.connect("sbtest", OTHER) as three:
+        assert value(three, "SELECT 1") == 1
+    one.close()
+
+
+def test_a_guess_counts_as_one_at_the_door_and_a_blocked_address_changes_no_user(
+    gateways: GatewayMaker, small: SqlGateway
+) -> None:
+    gateway = gateways(small.group, users=(APP, OTHER), listener='log_in_failures = {max = 3, block = "60s"}')
+    guessing: list[Any] = [gateway.open(bind_address="127.0.0.3") for _ in range(5)]
+    change_user(guessing[4], OTHER, "sbtest")  # who succeeds is forgiven
+    for connection in guessing[:3]:
+        assert refused_change(connection, Account(OTHER.user, "guess")) == 1045
+    assert refused_change(guessing[3], OTHER) == 1129
+    with pytest.raises(pymysql.MySQLError) as blocked:
+        gateway.open(bind_address="127.0.0.3")
+    assert blocked.value.args[0] == 1129
+    assert value(guessing[4], "SELECT CURRENT_USER()") == f"{OTHER.user}@%"  # who is in already stays
+    guessing[4].close()
+    with gateway.connect() as elsewhere:
+        change_user(elsewhere, OTHER, "sbtest")
+    assert gateway.figures["denied_log_ins"] == 3
+
+
+def test_who_does_not_end_a_change_of_users_is_cut_off_and_counts_as_a_failure(
+    gateways: GatewayMaker, small: SqlGateway
+) -> None:
+    gateway = gateways(
+        small.group, listener='handshake_timeout = "1s"\nlog_in_failures = {max = 1, block = "60s"}', users=(APP, OTHER)
+    )
+    connection: Any = gateway.open(bind_address="127.0.0.3")
+    ask_to_change(connection, OTHER)
+    gateway.wait_until(lambda: gateway.figures["sessions"] == 0, "it was cut off")
+    with pytest.raises(pymysql.MySQLError) as blocked:
+        gateway.open(bind_address="127.0.0.3")
+    assert blocked.value.args[0] == 1129
+
+
+CACHING: Any = {"plugin": b"caching_sha2_password"}
+
+
+def test_whom_the_primary_accepts_may_be_changed_to(backend: SqlGateway, user: Account) -> None:
+    with (
+        administrator(backend.group) as administrating,
+        backend.connect("shop", administrating) as admin,
+        account(backend.group, user="b_other") as other,
+        backend.connect("shop", user) as one,
+    ):
+        for _ in range(2):  # the full path, then the short one
+            change_user(one, other, "shop", **CACHING)
+            assert value(one, "SELECT CURRENT_USER()") == "b_other@%"
+        rows(admin, "DROP USER 'b_user'@'%'")  # who it no longer is
+        assert value(one, "SELECT CURRENT_USER()") == "b_other@%"
+        rows(admin, "DROP USER 'b_other'@'%'")
+        backend.wait_until(lambda: backend.figures["sessions"] == 1, "the session has ended with its user")
+        ends(one)
+
+
+def test_who_changes_users_is_not_ended_with_the_user_that_it_was(backend: SqlGateway, user: Account) -> None:
+    with (
+        administrator(backend.group) as administrating,
+        backend.connect("shop", administrating) as admin,
+        account(backend.group, user="b_other") as other,
+        backend.connect("shop", user) as one,
+    ):
+        change_user(one, other, "shop", **CACHING)
+        change_user(one, user, "shop", **CACHING)
+        asked = ask_to_change(one, other, "shop", **CACHING)
+        before = backend.log.read_text().count("credential dropped")
+        rows(admin, "DROP USER 'b_user'@'%'")
+        backend.wait_until(
+            lambda: backend.log.read_text().count("credential dropped") > before, "the old user may not log in any more"
+        )
+        finish_change(one, asked)
+        assert value(one, "SELECT CURRENT_USER()") == "b_other@%"
+
+
+def test_every_guard_of_a_log_in_is_one_of_a_change_of_users(backend: SqlGateway, user: Account) -> None:
+    group = backend.group
+    with (
+        account(group, user="b_local", host="127.0.0.1") as local,
+        account(group, user="b_empty", via="BY ''") as empty,
+        account(group, user="b_tls", more="REQUIRE SSL") as tls,
+    ):
+        with backend.connect("shop", user) as one:
+            change_user(one, local, "shop", **CACHING)
+        anywhere: list[tuple[Account, int]] = [
+            (empty, 1045),
+            (Account(empty.user, ""), 1045),
+            (Account(user.user, "wrong"), 1045),
+            (Account("b_nobody", "pw"), 1045),
+            (tls, 1251),
+        ]
+        for wanted, code in anywhere:
+            assert refused_change(backend.open("shop", user), wanted, **CACHING) == code
+        remote = [backend.open("shop", user, bind_address=REMOTE) for _ in range(3)]
+        assert refused_change(remote[0], local, **CACHING) == 1045
+        with account(group, user="b_elsewhere", host=REMOTE) as elsewhere:
+            assert refused_change(remote[1], elsewhere, **CACHING) == 1045  # who the server would not take it for
+        with account(group, user="", host=REMOTE):
+            assert refused_change(remote[2], user, **CACHING) == 1045

@@ -24,7 +24,7 @@ import pymysql.cursors
 import pytest
 from certificates import Authority, Certificate
 from gateways import SqlGateway, rows, value
-from tls_gateways import TlsGateway, TlsGroup, mariadb_with_tls, mysql_with_tls
+from tls_gateways import TlsGateway, TlsGroup, mysql_with_tls
 
 from gateway.demo import programs
 from gateway.demo.mysql_servers import APP, MONITOR, MysqlGroup
@@ -36,38 +36,6 @@ from gateway.protocol.mysql.packets import packet
 pytestmark = pytest.mark.servers
 
 SECONDS: Final = 30.0
-
-
-@pytest.fixture(scope="module")
-def module_stack() -> Iterator[Stack]:
-    with Stack() as own:
-        yield own
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def certificate(authority: Authority) -> Certificate:
-    return authority.issue("gateway", "127.0.0.1", "localhost")
-
-
-@pytest.fixture(scope="module")
-def mariadb_tls(module_stack: Stack, authority: Authority) -> TlsGroup:
-    return mariadb_with_tls(module_stack, authority)
-
-
-@pytest.fixture(params=["mariadb", "mysql9"])
-def tls_group(request: pytest.FixtureRequest) -> TlsGroup:
-    """Each of the two in turn."""
-    if request.param == "mysql9":
-        shared: MysqlGroup = request.getfixturevalue("mysql9_group")
-        return mysql_with_tls(shared)
-    found: TlsGroup = request.getfixturevalue("mariadb_tls")
-    found.group.make_whole()
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from gateway.protocol.mysql.constants import (
     Capability,
     Collation,
     ErrorCode,
+    sqlstate_of,
 )
 from gateway.protocol.mysql.greeting import (
     AUTH_MORE_DATA,
@@ -191,9 +192,9 @@ class ClientHandshake:
                 return self._send(SHA256_PUBLIC_KEY_REQUEST)
             if switch.plugin == CLEAR_PASSWORD:
                 if not self._secure:
-                    raise BackendRefused(
-                        f"cannot log in as {self._user!r}: the account uses {CLEAR_PASSWORD}, and the password is sent "
-                        "in the clear through TLS only (backend_tls)"
+                    raise self._not_supported(
+                        f"the account uses {CLEAR_PASSWORD}, and the password is sent in the clear through TLS only "
+                        "(backend_tls)"
                     )
                 return self._send_clear()
             return self._send(self._answer())
@@ -223,14 +224,18 @@ class ClientHandshake:
 
     def _clear(self) -> str:
         if isinstance(self._password, Sha1):
-            raise BackendRefused(f"cannot log in as {self._user!r}: the server asks for the password itself")
+            raise self._not_supported("the server asks for the password itself")
         return self._password
 
     def _answer(self) -> bytes:
         try:
             return auth.answer(self._plugin, self._password, self._nonce)
         except PluginError as error:
-            raise BackendRefused(f"cannot log in as {self._user!r}: {error}") from error
+            raise self._not_supported(str(error)) from error
+
+    def _not_supported(self, why: str) -> BackendRefused:
+        code = ErrorCode.NOT_SUPPORTED_AUTH_MODE
+        return BackendRefused(f"cannot log in as {self._user!r}: {why}", int(code), sqlstate_of(code))
 
     def _send(self, payload: bytes) -> list[ClientEvent]:
         event = Send(packet(self._sequence, payload))
