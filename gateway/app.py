@@ -127,6 +127,7 @@ class Gateway:
                 continue
             if isinstance(group, MysqlGroup):
                 topology = Topology(self.lane, group, group.monitor.password.reveal())
+                topology.catalogue.use_column_tables(self.rules.column_tables)
                 self._sql_groups[group.name] = topology
                 self._users[group.name] = self._users_of(group, topology)
             elif isinstance(group, MemcachedGroup):
@@ -221,6 +222,8 @@ class Gateway:
         self.rules = rules
         for served in self.served:
             served.service.use_rules(rules)
+        for topology in self._sql_groups.values():
+            topology.catalogue.use_column_tables(rules.column_tables)
         log.info("rules reloaded", rules=len(rules.rules))
 
     def _reload_tls(self) -> None:

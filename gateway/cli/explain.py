@@ -80,7 +80,7 @@ def explain(
     offline
         Do not ask a running gateway.
     """
-    if statement is None and sys.stdin.isatty():
+    if (statement is None and sys.stdin.isatty()) or (statement is not None and not statement.strip()):
         print("gateway: Give a statement, or - to read them. Try gateway explain --help.", file=sys.stderr)
         return Exit.USAGE
     settings = _configuration(config)

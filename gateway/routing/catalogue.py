@@ -14,17 +14,21 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from gateway.routing.functions import words
-from gateway.routing.operation import Kind, SqlOperation, Table, TransactionEffect
+from gateway.routing.operation import Column, Kind, SqlOperation, Table, TransactionEffect
 
 SYSTEM_SCHEMAS: Final = frozenset(["information_schema", "performance_schema", "sys"])
 """Their views are the server's own. performance_schema and sys are read at the primary anyway."""
 
+
+HIDDEN_COLUMNS: Final = frozenset(["_rowid", "my_row_id", "row_start", "row_end"])
+"""Columns that may be asked for where INFORMATION_SCHEMA shows none: a key's other name, MySQL's generated invisible
+primary key, MariaDB's system versioning. `*` does not stand for them."""
 
 # ---------------------------------------------------------------- what there is
 
@@ -81,13 +85,17 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything that was read. `loadable` are the names of loadable functions, None if nobody may see them."""
+    """Everything that was read. `loadable` are the names of loadable functions, None if nobody may see them.
+
+    `columns` are the names, lower case, of all columns of the tables that rules on columns may be about.
+    """
 
     views: tuple[View, ...] = ()
     routines: tuple[Routine, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     loadable: frozenset[str] | None = frozenset()
+    columns: Mapping[Table, frozenset[str]] = field(default_factory=dict)
 
 
 NOTHING: Final = Contents()
@@ -191,6 +199,10 @@ class Sight:
     def triggers(self, database: str) -> bool:
         return self.grants.on(database, "TRIGGER")
 
+    def columns(self, database: str) -> bool:
+        """Whether a table shows all of its columns, and not only those that the account has a right to."""
+        return self.grants.on(database, "SELECT")
+
     def missing(self) -> list[str]:
         """The GRANT statements that let the account see everything; rights to single databases are respected."""
         grants = self.grants
@@ -247,6 +259,7 @@ class Catalogue:
         self.children: defaultdict[Table, list[ForeignKey]] = defaultdict(list)
         for foreign_key in contents.foreign_keys:
             self.children[self.key(foreign_key.parent)].append(foreign_key)
+        self._columns = {self.key(table): names for table, names in contents.columns.items()}
         self.remembered: dict[object, object] = {}  # what sql_resolve found out of definitions
 
     @property
@@ -286,6 +299,27 @@ class Catalogue:
         # Beyond ASCII a server folds other letters than Python does: there a name is found only as it was made.
         folded = name.name.lower() if name.name.isascii() else name.name
         return Table(folded, database.lower() if self.ignore_case else database)
+
+    def expanded(self, columns: frozenset[Column], database: str | None) -> frozenset[Column]:
+        """The columns of a statement with `*` as the columns that it stands for, without those that no table has.
+
+        A name without a table before it is ascribed to every table that it could belong to. What is not known stays.
+        """
+        if not self._columns or self.stale or self.sight is None:
+            return columns
+        found: set[Column] = set()
+        for column in columns:
+            table = column.table
+            known = None
+            if table is not None and (home := table.database or database) is not None and self.sight.columns(home):
+                known = self._columns.get(self.key(Table(table.name, home)))
+            if known is None or column.name.lower() in HIDDEN_COLUMNS:
+                found.add(column)
+            elif column.name == "*":
+                found.update(Column(name, table) for name in known)
+            elif column.name.lower() in known or not (column.name.isascii() and all(map(str.isascii, known))):
+                found.add(column)  # beyond ASCII a server may fold letters in another way
+        return frozenset(found)
 
     def function(self, name: Table) -> Routine | None:
         return self.functions.get(self._routine_key(name))

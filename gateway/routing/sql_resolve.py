@@ -99,10 +99,10 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
     written = resolver.caused(base, database, found)
     if catalogue.stale and base.kind is Kind.READ and base.reads:
         found.primary = STALE
-    return _merged(base, found, written)
+    return _merged(base, found, written, catalogue.expanded(base.columns | found.columns, database))
 
 
-def _merged(base: SqlOperation, found: _Reads, written: tuple[Table, ...]) -> SqlOperation:
+def _merged(base: SqlOperation, found: _Reads, written: tuple[Table, ...], columns: frozenset[Column]) -> SqlOperation:
     kind, reason, primary = base.kind, base.reason, base.needs_primary
     if kind is Kind.READ:
         if found.problem is not None:
@@ -117,7 +117,7 @@ def _merged(base: SqlOperation, found: _Reads, written: tuple[Table, ...]) -> Sq
         needs_primary=primary,
         reads=tuple(dict.fromkeys((*base.reads, *found.reads))),
         writes=tuple(dict.fromkeys((*base.writes, *written))),
-        columns=base.columns | found.columns,
+        columns=columns,
         functions=base.functions | found.functions,
         tables_complete=base.tables_complete and found.whole and found.writes_whole,
         columns_complete=base.columns_complete and found.whole,

@@ -285,6 +285,16 @@ class RuleSet:
         self._shared_keys: dict[tuple[int, ...], KeyRules] = {}
 
     @property
+    def column_tables(self) -> frozenset[tuple[str | None, str]]:
+        """Patterns of the tables, each with one of its database or None, that rules on columns are about."""
+        found: set[tuple[str | None, str]] = set()
+        for rule in self.rules:
+            for name in listed(rule.match.columns):
+                *database, table, _ = name.split(".")
+                found.add((database[0] if database else None, table))
+        return frozenset(found)
+
+    @property
     def has_sql_rules(self) -> bool:
         return bool(self._sql_rules)
 

@@ -24,8 +24,8 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     """When a rule applies: every key that is given must fit. Names take the wildcards * ? [...].
 
     `tables` are "table" or "database.table", `columns` "table.column" or "database.table.column"; both ignore case,
-    and a name without a database fits in every database. A column also fits where it cannot be excluded: `*`, a column
-    whose table is not named, a statement that could not be understood. `client` is an address or a network.
+    and a name without a database fits in every database. A column also fits where it cannot be excluded: `*` of
+    a table whose columns nobody knows, a statement that could not be understood. `client` is an address or a network.
     """
 
     protocol: Literal["mysql", "memcached"] | None = None

@@ -57,7 +57,16 @@ def pin_words(operation: SqlOperation) -> str | None:
 class SqlExplainer:
     """Explains SQL statements, each as the first of a session of its own."""
 
-    def __init__(self, classifier: Classifier, policies: SqlPolicies, context: Context, reading: Reading) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        policies: SqlPolicies,
+        context: Context,
+        reading: Reading,
+        staying: str | None = None,
+    ) -> None:
+        """`staying`: why such a session keeps everything at the primary, in words; None if it does not."""
+        self._staying = staying
         self._classifier = classifier
         self._policies = policies
         self._database = context.database
@@ -66,6 +75,8 @@ class SqlExplainer:
     def explain(self, text: bytes) -> Verdict:
         operation = self._classifier.classify(text, self._reading)
         policy = self._policies.policy(operation, self._database)
+        if self._staying is not None and policy.target is Target.REPLICA:
+            policy = replace(policy, target=Target.PRIMARY, reason=self._staying)
         return Verdict(
             statement=text.decode(errors="replace"),
             operation=operation.statement,

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from gateway.backends.mysql import MysqlConnection, Passwords, ask, log_in, log_in_errors
-from gateway.backends.mysql_state import State, state_of
+from gateway.backends.mysql_state import State
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable
 from gateway.net.connect import Conversation
@@ -37,8 +37,10 @@ from gateway.rules.compile import RuleSet
 from gateway.rules.policy import Context, Defaults, SharedPolicies, SqlPolicies
 from gateway.rules.verdict import SqlExplainer
 from gateway.sessions.mysql import MysqlSession
+from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_kill import threads_of
 from gateway.sessions.mysql_login import Entrance
+from gateway.sessions.mysql_state import fresh_state
 from gateway.tls_settings import listener_tls
 from gateway.topology.mysql import Topology
 from gateway.topology.users import Users
@@ -118,9 +120,12 @@ class MysqlService:
 
     def explainer(self, user: str, client: str, database: str | None) -> SqlExplainer:
         """Explains statements as those of a new session, by what the sessions themselves decide with."""
-        reading = self.reading(state_of(database, Collation.UTF8MB4_GENERAL_CI), 0, 0)
+        state = fresh_state(self.topology.identity, database, Collation.UTF8MB4_GENERAL_CI)
+        staying = state.stays_at_primary or (None if self.topology.has_replicas else NO_REPLICAS)
         context = Context(self.config.name, user, client, database)
-        return SqlExplainer(self.classifier, self.policies_for(user, client), context, reading)
+        return SqlExplainer(
+            self.classifier, self.policies_for(user, client), context, self.reading(state, 0, 0), staying
+        )
 
     @staticmethod
     def refusal() -> bytes:

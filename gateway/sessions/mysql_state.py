@@ -23,6 +23,7 @@ from gateway.routing.operation import Assignment, Kind, PinCause, Scope, SqlOper
 from gateway.routing.sql_asks import named_locks
 
 if TYPE_CHECKING:
+    from gateway.replication.observe import ServerIdentity
     from gateway.sessions.mysql_service import MysqlService
 
 IN_TRANSACTION: Final = int(Status.IN_TRANS | Status.IN_TRANS_READONLY)
@@ -53,6 +54,12 @@ class Pin:
 
 
 _SERIALIZABLE: Final = Assignment(Scope.SESSION, "transaction_isolation", "'SERIALIZABLE'")
+
+
+def fresh_state(identity: ServerIdentity | None, database: str | None, collation: int) -> State:
+    """What nobody has changed: all is as the servers have it, and no level weaker than the primary's own."""
+    serializable = identity is not None and identity.isolation == "SERIALIZABLE"
+    return state_of(database, collation, (_SERIALIZABLE,) if serializable else ())
 
 
 def _command(statement: str, reason: str) -> SqlOperation:
@@ -139,22 +146,17 @@ class SessionState:
     def __init__(self, service: MysqlService, login: LoggedIn) -> None:
         self._service = service
         self._capabilities = login.capabilities
-        self.state = self._fresh(login.database, login.collation)
+        self.state = fresh_state(service.topology.identity, login.database, login.collation)
         self.reading = service.reading(self.state, 0, login.capabilities)
         self.status = AUTOCOMMIT
         self.idle_timeout = service.config.idle_timeout  # seconds that the client may say nothing
         self.pins: dict[PinCause, Pin] = {}
 
-    def _fresh(self, database: str | None, collation: int) -> State:
-        """What nobody has changed: all is as the servers have it, and no level weaker than the primary's own."""
-        identity = self._service.topology.identity
-        serializable = identity is not None and identity.isolation == "SERIALIZABLE"
-        return state_of(database, collation, (_SERIALIZABLE,) if serializable else ())
-
     def reset(self) -> None:
         """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
         self.pins.clear()
-        self.state = self._fresh(self.state.database, SERVERS_OWN)  # the character set of the log-in is forgotten, too
+        identity = self._service.topology.identity
+        self.state = fresh_state(identity, self.state.database, SERVERS_OWN)  # as is the log-in's character set
         self.reading = self._service.reading(self.state, 0, self._capabilities)
         self.status = AUTOCOMMIT
         self.idle_timeout = self._service.config.idle_timeout

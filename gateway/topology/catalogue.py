@@ -11,8 +11,10 @@ read a view sees its name in INFORMATION_SCHEMA. Nothing is then known of what i
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 import structlog
@@ -46,6 +48,7 @@ READ_SECONDS: Final = 30.0  # for one look; 2,000 tables and 500 views take 0.3 
 RETRY_SECONDS: Final = (0.1, 10.0)  # doubling, after a failure
 MOST_OF_A_KIND: Final = 50_000  # more of one kind are not read, and then nothing is known of it
 DEFINITION_CHARACTERS: Final = 16_384  # longer ones are not fetched: twice what is parsed
+COLUMNS: Final = "columns"  # the kind that rules ask for
 WITNESSES: Final = 32  # accounts that are asked for the names of views
 
 log = structlog.get_logger(__name__)
@@ -128,6 +131,31 @@ KINDS: Final = {
     ),
 }
 
+
+def _like(pattern: str) -> str:
+    """A LIKE pattern, as the text of an SQL string, that fits at least what a pattern of a rule fits (any case)."""
+    found = ""
+    for piece in re.findall(r"\[!?\]?[^\]]*\]|.", pattern.lower(), re.DOTALL):
+        if piece == "*":
+            found += "%"
+        elif piece.isascii() and (piece.isalnum() or piece in "_$-"):
+            found += piece
+        else:
+            found += "_"  # what is quoted or folded differently by somebody
+    return found
+
+
+def columns_kind(tables: Iterable[tuple[str | None, str]]) -> _Kind:
+    """The columns of the tables that fit one of the patterns (see RuleSet.column_tables)."""
+    conditions = [
+        f"(LOWER(TABLE_NAME) LIKE '{_like(table)}'"
+        + (f" AND LOWER(TABLE_SCHEMA) LIKE '{_like(database)}')" if database is not None else ")")
+        for database, table in sorted(tables, key=str)
+    ]
+    source = f"information_schema.COLUMNS WHERE ({' OR '.join(conditions)})"
+    return _Kind(("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME"), source)
+
+
 _OF_MYSQL: Final = ("view_columns",)  # MariaDB's definitions tell them, and asking would open every table there
 
 Rows = Sequence[Sequence[str]]
@@ -164,6 +192,8 @@ class CatalogueObserver:
         self._source = source
         self._members_changed = members_changed
         self._watchers: list[Callable[[Catalogue], None]] = []
+        self._kinds = dict(KINDS)
+        self._column_tables: frozenset[tuple[str | None, str]] = frozenset()
         self._rows: dict[str, Rows] = {}
         self._sums: dict[str, list[str]] = {}
         self._rights: Rights | None = None  # as a connection before the one at hand told them
@@ -186,15 +216,35 @@ class CatalogueObserver:
         self._witnesses = witnesses
         self.distrust()
 
+    def use_column_tables(self, tables: frozenset[tuple[str | None, str]]) -> None:
+        """Rules on columns are about these tables, whose columns have to be known."""
+        if tables == self._column_tables:
+            return
+        self._column_tables = tables
+        self._kinds = {**KINDS, COLUMNS: columns_kind(tables)} if tables else dict(KINDS)
+        self._sums.pop(COLUMNS, None)
+        self._rows.pop(COLUMNS, None)
+        self._unpublished = True
+        if self.catalogue.sight is not None:
+            self.distrust()
+
     # ---------------------------------------------------------------- what makes it stale
 
     def seen(self, operation: SqlOperation) -> None:
         """A statement was carried out, or may have been."""
         change = schema_change(operation)
-        if change is SchemaChange.DEFINITIONS:
+        if change is SchemaChange.DEFINITIONS or (change is SchemaChange.TABLES and self._may_have_columns(operation)):
             self.distrust()
         elif change is not SchemaChange.NONE:
             self._wanted.set()
+
+    def _may_have_columns(self, operation: SqlOperation) -> bool:
+        """Whether a table may be another one now whose columns have to be known."""
+        patterns = [table.casefold() for _, table in self._column_tables]
+        return bool(patterns) and (
+            not operation.writes
+            or any(fnmatchcase(table.name.casefold(), pattern) for table in operation.writes for pattern in patterns)
+        )
 
     def distrust(self) -> None:
         """Nothing of the catalogue is to be relied on before it was read again."""
@@ -275,8 +325,12 @@ class CatalogueObserver:
     async def _read(self, conversation: Conversation, server: MysqlServer, rights: Rights) -> None:
         distrusted = self._distrusted
         self._read_at = trio.current_time()
-        names = await self._changed(conversation, mariadb=rights.sight.mariadb)
-        answers = await ask(conversation, [query(KINDS[name].select()) for name in names]) if names else []
+        kinds = self._kinds
+        names = await self._changed(conversation, kinds, mariadb=rights.sight.mariadb)
+        answers = await ask(conversation, [query(kinds[name].select()) for name in names]) if names else []
+        if kinds is not self._kinds:
+            self._sums.clear()  # rules were changed meanwhile, and something else is to be asked
+            return
         for name, answer in zip(names, answers, strict=True):
             self._rows[name] = _texts(answer)
             self._unpublished = True
@@ -300,16 +354,16 @@ class CatalogueObserver:
     def _made(self, rights: Rights, loadable: frozenset[str] | None, witnessed: tuple[Table, ...] | None) -> Catalogue:
         version = self.catalogue.version + 1
         for name, rows in self._rows.items():
-            if len(rows) > MOST_OF_A_KIND:
+            if len(rows) > MOST_OF_A_KIND and name != COLUMNS:  # of which `*` then stays what it is
                 return Catalogue(version=version, problem=f"there are more than {MOST_OF_A_KIND} {name}")
         contents = contents_of(self._rows, loadable, witnessed or (), mariadb=rights.sight.mariadb)
         sight = rights.sight if witnessed is None else replace(rights.sight, witnessed=True)
         return Catalogue(contents, sight, version=version, ignore_case=rights.ignore_case)
 
-    async def _changed(self, conversation: Conversation, *, mariadb: bool) -> list[str]:
+    async def _changed(self, conversation: Conversation, kinds: Mapping[str, _Kind], *, mariadb: bool) -> list[str]:
         """The kinds of which something has changed since the last time this was asked."""
-        names = [name for name in sorted(KINDS) if not (mariadb and name in _OF_MYSQL)]
-        sums = [_texts(sums)[0] for sums in await ask(conversation, [query(KINDS[name].checksum()) for name in names])]
+        names = [name for name in sorted(kinds) if not (mariadb and name in _OF_MYSQL)]
+        sums = [_texts(sums)[0] for sums in await ask(conversation, [query(kinds[name].checksum()) for name in names])]
         found = [name for name, sum_ in zip(names, sums, strict=True) if self._sums.get(name) != sum_]
         self._sums = dict(zip(names, sums, strict=True))
         return found
@@ -463,4 +517,14 @@ def contents_of(
             for database, child, parents, parent, on_delete, on_update in rows.get("foreign_keys", ())
         ),
         loadable=loadable,
+        columns=_columns(rows.get(COLUMNS, ())),
     )
+
+
+def _columns(rows: Rows) -> dict[Table, frozenset[str]]:
+    if len(rows) > MOST_OF_A_KIND:
+        return {}
+    found: dict[Table, set[str]] = {}
+    for database, table, column in rows:
+        found.setdefault(Table(table, database), set()).add(column.lower())
+    return {table: frozenset(names) for table, names in found.items()}

@@ -125,6 +125,7 @@ def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "code", "message"),
     [
         (["explain", "--jsno", "SELECT 1"], 2, "--jsno"),
+        (["explain", " "], 2, "Give a statement"),
         (["explain", "--protocol", "redis", "GET a"], 2, "redis"),
         (["explain", "SELECT 1", "SELECT 2"], 2, "SELECT 2"),
         (["explain", "-c", "nowhere.toml", "SELECT 1"], 1, "nowhere.toml: cannot be read"),

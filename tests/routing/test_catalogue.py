@@ -312,3 +312,50 @@ def test_the_sql_mode_of_a_body_decides_how_it_is_read() -> None:
 )
 def test_what_a_statement_does_to_the_catalogue(sql: str, change: str) -> None:
     assert schema_change(classify_text(sql.encode(), MARIADB)[0]) is SchemaChange(change)
+
+
+# ---------------------------------------------------------------- columns
+
+
+def with_columns(*grants: str, stale: bool = False) -> Classifier:
+    columns = {
+        Table("accounts", "shop"): frozenset({"id", "balance"}),
+        Table("orders", "shop"): frozenset({"id", "total"}),
+        Table("odd", "shop"): frozenset({"id", "gro\N{LATIN SMALL LETTER SHARP S}"}),
+    }
+    sight = Sight(Grants(grants or (ALL_SEEN,)), False, (9, 7), "g")
+    return by(Catalogue(Contents(columns=columns), sight, version=1, stale=stale))
+
+
+def touched(classifier: Classifier, sql: bytes) -> set[str]:
+    columns = classifier.classify(sql, MYSQL).columns
+    return {f"{column.table.name if column.table else '?'}.{column.name}" for column in columns}
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        (b"SELECT * FROM accounts", {"accounts.id", "accounts.balance"}),
+        (b"SELECT a.* FROM shop.accounts a JOIN orders", {"accounts.id", "accounts.balance"}),
+        (b"SELECT balance FROM accounts JOIN orders", {"accounts.balance"}),
+        (b"SELECT BALANCE FROM accounts JOIN orders", {"accounts.BALANCE"}),
+        (b"TABLE orders", {"orders.id", "orders.total"}),
+        (b"WITH c AS (SELECT * FROM orders) SELECT total FROM c", {"orders.id", "orders.total"}),
+        (b"DELETE FROM orders", {"orders.id", "orders.total"}),
+        (b"SELECT * FROM others", {"others.*"}),
+        (b"SELECT * FROM other.accounts", {"accounts.*"}),
+        (b"SELECT _rowid FROM accounts", {"accounts._rowid"}),
+        (b"SELECT row_start FROM accounts", {"accounts.row_start"}),
+        (b"SELECT wrong FROM accounts", set()),
+        ("SELECT \N{LATIN CAPITAL LETTER I WITH DOT ABOVE}d FROM accounts".encode(), {"accounts.\u0130d"}),
+        (b"SELECT wrong FROM odd", {"odd.wrong"}),
+    ],
+)
+def test_an_asterisk_stands_for_the_columns_that_a_table_has(sql: bytes, found: set[str]) -> None:
+    assert touched(with_columns(), sql) == found
+
+
+def test_an_asterisk_stays_one_where_not_all_columns_are_known_for_sure() -> None:
+    for classifier in (with_columns(stale=True), with_columns("GRANT SELECT (`id`), SHOW VIEW ON *.* TO `g`@`%`")):
+        assert touched(classifier, b"SELECT * FROM accounts") == {"accounts.*"}
+        assert touched(classifier, b"SELECT wrong FROM accounts") == {"accounts.wrong"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -275,3 +276,65 @@ def test_the_catalogue_of_the_corpus_is_what_the_servers_tell(sql_group: MysqlGr
         assert worked > 30
     finally:
         primary.query("DROP DATABASE other")
+
+
+COLUMN_RULES = """
+[[rule]]
+name = "exact"
+match = {columns = ["accounts.balance", "orders.pri*"]}
+route = {to = "primary"}
+"""
+
+
+def test_rules_on_columns_know_what_an_asterisk_stands_for(gateways: GatewayMaker, sql_group: MysqlGroup) -> None:
+    for statement in (
+        "CREATE TABLE shop.accounts (id INT PRIMARY KEY, balance INT)",
+        "CREATE TABLE shop.orders (id INT PRIMARY KEY, total INT)",
+        "CREATE TABLE shop.plain (id INT PRIMARY KEY, balance INT)",
+        "CREATE VIEW shop.on_accounts AS SELECT a.*, o.total FROM shop.accounts a JOIN shop.orders o USING (id)",
+        "CREATE VIEW shop.harmless AS SELECT id AS balance FROM shop.accounts",
+    ):
+        sql_group.primary.query(statement)
+    sql_group.wait_caught_up()
+    gateway = gateways(sql_group, rules=COLUMN_RULES)
+
+    def rule_of(connection: Connection, sql: str) -> str | None:
+        rows(connection, sql)
+        found: str | None = dict(rows(connection, "SHOW GATEWAY LAST ROUTE"))["rule"]
+        return found
+
+    with gateway.connect() as one, gateway.connect() as other:
+        for sql in (
+            "SELECT * FROM accounts",
+            "SELECT accounts.* FROM accounts JOIN orders USING (id)",
+            "SELECT * FROM on_accounts",
+            "SELECT balance FROM on_accounts",
+            "SELECT * FROM (SELECT * FROM accounts) AS x",
+            "WITH c AS (SELECT * FROM accounts) SELECT id FROM c",
+            "SELECT balance FROM accounts JOIN orders USING (id)",
+        ):
+            assert rule_of(one, sql) == "exact", sql
+        for sql in (
+            "SELECT * FROM orders",  # which has no such column
+            "SELECT * FROM plain",
+            "SELECT orders.* FROM accounts JOIN orders USING (id)",
+            "SELECT balance FROM plain JOIN orders USING (id)",
+            "SELECT total FROM on_accounts",
+            "SELECT balance FROM harmless",
+        ):
+            assert rule_of(one, sql) is None, sql
+        # A column that comes by DDL through the gateway is known to every session at once.
+        rows(one, "ALTER TABLE orders ADD COLUMN price INT")
+        assert rule_of(other, "SELECT * FROM orders") == "exact"
+        rows(one, "ALTER TABLE orders DROP COLUMN price")
+        assert rule_of(other, "SELECT * FROM orders") is None
+        rows(one, "DROP TABLE orders")
+        rows(one, "CREATE TABLE orders (id INT PRIMARY KEY, priority INT)")
+        assert rule_of(other, "SELECT * FROM orders") == "exact"
+        # So are those of which other rules speak.
+        gateway.rule_file.write_text(COLUMN_RULES.replace("accounts.balance", "shop.pl?in.balance"))
+        assert gateway.process is not None
+        gateway.process.signal(signal.SIGHUP)
+        gateway.wait_until(lambda: "rules reloaded" in gateway.log.read_text(), "the rules are in force")
+        assert rule_of(other, "SELECT * FROM plain") == "exact"
+        assert rule_of(other, "SELECT * FROM accounts") is None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pymysql
@@ -89,6 +92,28 @@ def test_serializable_keeps_reads_at_the_primary_until_the_session_gives_it_up(s
         assert served_by(connection) in (2, 3)
 
 
+def explained(gateway: SqlGateway, *arguments: str) -> dict[str, str]:
+    """What `gateway explain` says of a plain read."""
+    command = [sys.executable, "-m", "gateway", "explain", "--json", "-c", str(gateway.config_file), *arguments]
+    asked = subprocess.run([*command, "SELECT @@server_id"], capture_output=True, timeout=60.0, check=True)
+    found: dict[str, str] = json.loads(asked.stdout)
+    return found
+
+
+def test_a_database_of_the_servers_own_keeps_a_session_at_the_primary_and_explain_says_so(
+    sql_gateway: SqlGateway,
+) -> None:
+    for database, side in (("shop", "replica"), ("performance_schema", "primary"), ("MySQL", "primary")):
+        verdict = explained(sql_gateway, "--database", database)
+        assert verdict["target"] == side, verdict
+    with sql_gateway.connect("information_schema") as connection:
+        assert served_by(connection) == 1
+        route = last_route(connection)
+        assert route["reason"].startswith(explained(sql_gateway, "-d", "information_schema")["reason"])
+        rows(connection, "USE shop")
+        assert served_by(connection) in (2, 3)
+
+
 @contextlib.contextmanager
 def isolation_of_the_servers(group: MysqlGroup, level: str) -> Iterator[None]:
     name = "tx_isolation" if group.primary.flavor == "mariadb" else "transaction_isolation"
@@ -105,6 +130,7 @@ def test_a_primary_that_is_serializable_by_itself_makes_its_sessions_so(
 ) -> None:
     with isolation_of_the_servers(sql_group, "SERIALIZABLE"):
         gateway = gateways(sql_group)
+        assert "SERIALIZABLE" in explained(gateway)["reason"]
         with gateway.connect() as connection:
             assert served_by(connection) == 1
             rows(connection, "START TRANSACTION READ ONLY")
