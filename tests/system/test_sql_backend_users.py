@@ -8,6 +8,7 @@ from typing import Any
 
 import mysql.connector
 import pymysql
+import pymysql.connections
 import pytest
 from backend_accounts import REMOTE, account, comes_in, is_mysql, may_read_accounts, refused
 from gateways import GatewayMaker, SqlGateway, rows, value
@@ -129,6 +130,56 @@ def test_a_more_specific_anonymous_account_bars_the_way_as_on_the_server(
         sql_group.primary.query(f"DROP USER {anonymous}")
         sql_group.wait_caught_up()
     comes_in(backend, user, bind_address=REMOTE)
+
+
+def test_an_anonymous_account_lets_nobody_in_by_whatever_name(backend: SqlGateway, sql_group: MysqlGroup) -> None:
+    with account(sql_group, user="", host="%"):
+        with sql_group.primary.connect(Account("b_nobody", "pw")):
+            pass  # the server would
+        for wanted in (Account("b_nobody", "pw"), Account("", "pw"), Account("b_nobody", "")):
+            for client in ({}, {"bind_address": REMOTE}):
+                assert refused(backend, wanted, **client)[0] == 1045
+
+
+def test_every_kind_of_refusal_counts_against_the_address(
+    gateways: GatewayMaker, backend: SqlGateway, sql_group: MysqlGroup, user: Account
+) -> None:
+    gateway = gateways(sql_group, users='"backend"', listener='log_in_failures = {max = 2, block = "60s"}')
+    with (
+        account(sql_group, user="b_local", host="127.0.0.%") as taken,
+        account(sql_group, user="b_local", host="127.0.0.1"),
+    ):
+        kinds = {
+            "127.0.0.11": Account(user.user, "wrong"),
+            "127.0.0.12": Account("b_nobody", "pw"),
+            "127.0.0.13": Account(user.user, ""),
+            "127.0.0.14": taken,  # for somebody else, by the server
+        }
+        for address, kind in kinds.items():
+            for _ in range(2):
+                assert refused(gateway, kind, bind_address=address)[0] == 1045
+            assert refused(gateway, user, bind_address=address)[0] == 1129
+    comes_in(gateway, user)
+
+
+def test_who_is_unknown_is_asked_as_much_as_who_is_wrong(
+    backend: SqlGateway, user: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    original: Any = pymysql.connections.Connection._read_packet
+
+    def read(connection: Any, *arguments: Any) -> Any:
+        packet = original(connection, *arguments)
+        heard.append(packet.get_all_data()[:2])
+        return packet
+
+    monkeypatch.setattr(pymysql.connections.Connection, "_read_packet", read)
+    transcripts = []
+    for wrong in (Account("b_nobody", "pw"), Account(user.user, "wrong")):
+        heard.clear()
+        assert refused(backend, wrong)[0] == 1045
+        transcripts.append(list(heard))
+    assert transcripts[0] == transcripts[1]
 
 
 # ---------------------------------------------------------------- which accounts

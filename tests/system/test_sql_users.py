@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gateways import Connection, GatewayMaker, SqlGateway, rows, value
 from pymysql.constants import COMMAND
 
 from gateway.demo.mysql_servers import APP, Account, MysqlGroup
+from gateway.demo.stack import Stack
 
 pytestmark = pytest.mark.servers
 
@@ -200,6 +202,69 @@ def test_connections_of_an_old_password_are_not_given_out_again(
 
 def threads(group: MysqlGroup, user: str) -> list[tuple[Any, ...]]:
     return group.primary.query("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = %s", (user,))
+
+
+def test_passwords_of_the_environment_change_by_naming_another_variable(
+    gateways: GatewayMaker, sql_group: MysqlGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process sees its environment as it was when it began."""
+    monkeypatch.setenv("U_ROTATED_OLD", "old")
+    monkeypatch.setenv("U_ROTATED_NEW", "new")
+    with accounts(sql_group, ROTATED):
+        gateway = gateways(sql_group, users='[{name = "u_rotated", password = {env = "U_ROTATED_OLD"}}]')
+        with gateway.connect("shop", ROTATED) as one:
+            change_password(sql_group, "new")
+            text = gateway.config_file.read_text()
+            gateway.config_file.write_text(text.replace("U_ROTATED_OLD", "U_ROTATED_NEW"))
+            reload(gateway, "rules reloaded")
+            rows(one, "CREATE TABLE t (a INT)")  # by a connection with the new one
+            assert refused(gateway, ROTATED)[0] == 1045
+            with gateway.connect("shop", Account("u_rotated", "new")) as two:
+                assert value(two, "SELECT COUNT(*) FROM t") == 0
+
+
+def test_who_waits_to_be_let_in_and_is_no_longer_listed_stays_outside(
+    gateways: GatewayMaker, sql_group: MysqlGroup
+) -> None:
+    with accounts(sql_group, LIMITED), ThreadPoolExecutor(1) as thread:
+        gateway = gateways(sql_group, users=USERS, settings="pool = {size = 1, min_idle = 0}")
+        with gateway.connect() as busy:
+            rows(busy, "CREATE TABLE t (a INT)")
+            busy.begin()
+            rows(busy, "INSERT INTO t VALUES (1)")
+            waiting = thread.submit(gateway.open, "shop", LIMITED)
+            gateway.wait_until(
+                lambda: gateway.member(sql_group.primary)["connections"]["waiting"] == 1,
+                "it waits for the one connection, to be proved",
+            )
+            text = gateway.config_file.read_text()
+            gateway.config_file.write_text(
+                text.replace('{name = "u_limited", password = "pw", max_connections = 2},', "")
+            )
+            reload(gateway, "rules reloaded")
+            busy.commit()
+            with pytest.raises(pymysql.MySQLError) as error:
+                waiting.result()
+            assert error.value.args[0] == 1045
+
+
+def test_of_those_who_come_at_once_as_many_as_may_come_in_over_all_listeners(
+    gateways: GatewayMaker, sql_group: MysqlGroup, stack: Stack
+) -> None:
+    second = stack.folder / "second.sock"
+    more = f'[[listener]]\nname = "second"\nprotocol = "mysql"\nlisten = "unix:{second}"\ngroup = "orders"'
+    with accounts(sql_group, LIMITED), ThreadPoolExecutor(8) as threads_, contextlib.ExitStack() as opened:
+        gateway = gateways(sql_group, users=USERS, settings=more)
+
+        def come(number: int) -> int:
+            try:
+                place: dict[str, Any] = {"unix_socket": str(second)} if number % 2 else {}
+                opened.enter_context(gateway.connect("shop", LIMITED, **place))
+            except pymysql.MySQLError as error:
+                return int(error.args[0])
+            return 0
+
+        assert sorted(threads_.map(come, range(8))) == [0, 0] + [1226] * 6
 
 
 def test_a_user_that_is_no_longer_listed_ends_between_transactions(
