@@ -50,11 +50,11 @@ class Cache:
         if not self.python.exists():
             _run([sys.executable, "-m", "venv", str(self.environment)], "make a virtual environment")
         missing = [name for name in (*TOOLS, *CLIENTS) if self.version(name) is None]
-        for name in missing:
+        if missing:
             _run(
-                [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name],
-                f"install {name} (mysqlclient is compiled: it needs the packages libmariadb-dev, gcc, pkg-config and "
-                "python3-dev)",
+                [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *missing],
+                f"install {', '.join(missing)} (mysqlclient is compiled: it needs the packages libmariadb-dev, gcc, "
+                "pkg-config and python3-dev)",
             )
         if not (self.folder / "node_modules" / "mysql2").is_dir():
             _run(["npm", "install", "--silent", "--no-fund", "--prefix", str(self.folder), "mysql2"], "install mysql2")
@@ -84,7 +84,7 @@ class Cache:
         downloads.mkdir(parents=True)
         pip = [str(self.python), "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         _run(
-            [*pip, "--no-deps", "--no-binary", ":all:", "--dest", str(downloads), f"{name}=={version}"],
+            [*pip, "--no-deps", "--no-binary", name, "--dest", str(downloads), f"{name}=={version}"],
             f"download the source of {name} {version}",
         )
         (archive,) = downloads.glob("*.tar.gz")
