@@ -242,7 +242,7 @@ def _execute(run: Run, log: Path) -> None:
         environment.pop("PYTHONPATH", None)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["nice", *run.command],
+            run.command,
             cwd=run.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
