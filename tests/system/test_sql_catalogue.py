@@ -69,7 +69,7 @@ def make(gateway: SqlGateway) -> None:
     with gateway.connect() as one:
         for statement in SCHEMA:
             rows(one, statement)
-    gateway.group.wait_caught_up()
+    wait_known(gateway, "SELECT * FROM t")
 
 
 def role_of(gateway: SqlGateway, connection: Connection, sql: str) -> str:

@@ -57,7 +57,7 @@ class Load:
         assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
 
 
-def wait_for(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_for(holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import pymysql
@@ -313,3 +316,38 @@ def test_a_slow_reader_of_a_big_result_holds_nothing_in_the_gateway(
         assert tracker.error is None
         assert received > 200_000_000
     assert most - before < 4 << 20
+
+
+def test_a_connection_that_opens_while_passwords_change_serves_its_statement(
+    gateways: GatewayMaker, sql_group: MysqlGroup, tmp_path: Path
+) -> None:
+    """What a change of users retires is not given out again; who waits for it already has it all the same."""
+    secret = tmp_path / "password"
+    secret.write_text("one")
+    users = (
+        f'[{{name = "{APP.user}", password = "{APP.password}"}}, {{name = "other", password = {{file = "{secret}"}}}}]'
+    )
+    gateway = gateways(sql_group, users=users, settings="pool = {min_idle = 0}")
+    primary = sql_group.primary
+
+    def reloads() -> int:
+        return gateway.log.read_text().count('"rules reloaded"')
+
+    with gateway.connect() as holder, gateway.connect() as waiter, ThreadPoolExecutor() as threads:
+        rows(holder, "CREATE TABLE t (a INT)")
+        holder.begin()
+        rows(holder, "INSERT INTO t VALUES (1)")
+        primary.pause()
+        try:
+            before, seen = gateway.member(primary)["connections"]["open"], reloads()
+            writing = threads.submit(rows, waiter, "INSERT INTO t VALUES (2)")
+            gateway.wait_until(lambda: gateway.member(primary)["connections"]["open"] > before, "one more is opening")
+            secret.write_text("two")
+            assert gateway.process is not None
+            gateway.process.signal(signal.SIGHUP)
+            gateway.wait_until(lambda: reloads() > seen, "the users were taken")
+        finally:
+            primary.resume()
+        writing.result()
+        holder.commit()
+        assert value(holder, "/* gateway: primary */ SELECT COUNT(*) FROM t") == 2

@@ -160,6 +160,7 @@ def test_query_attributes_are_offered_where_the_servers_have_them(sql_gateway: S
         assert through.rows("SELECT 1") == [("1",)]
         through.rows("CREATE TABLE t (a INT)")
         through.rows("INSERT INTO t VALUES (1), (2)")
+        sql_gateway.group.wait_caught_up()
         assert through.rows("SELECT COUNT(*), @@server_id > 1 FROM t") == [("2", "1")]
         through.rows("SET @a = 5, NAMES latin1")
         assert through.rows("SELECT @a, @@character_set_client") == [("5", "latin1")]
