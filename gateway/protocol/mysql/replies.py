@@ -78,7 +78,9 @@ _PRELUDE_LIMIT: Final = 1 << 20  # bytes; a reply to a SET is some hundred, with
 
 _HEAD: Final = Struct("<IB").unpack_from  # length and sequence id in one, first byte: a quarter faster than indexing
 _SHORT_OK: Final = Struct("<BBBHH").unpack_from  # header, affected rows, insert id, status, warnings
+_OK_PACKET: Final = Struct("<IBBBHH").unpack_from  # a whole one: length and sequence id, then as above
 _EOF: Final = Struct("<HH").unpack_from  # warnings, status
+_EOF_PACKET: Final = Struct("<IBHH").unpack_from  # a whole one: length and sequence id, header, then as above
 _PREPARED: Final = Struct("<IHHxH").unpack_from  # statement id, columns, parameters, warnings
 
 _BEGIN: Final = [_FIRST] * 256
@@ -113,6 +115,7 @@ class ReplyTracker:
     error           what the ERR packet said, or None
     refused         the ERR packet is the whole reply: nothing of it was returned before the ERR itself
     changes         what state trackers reported, over all results of the reply; None if nothing
+    told            False: `error`, `changes` and what is listed below are as `begin` left them
     statement_id, columns, parameters   of COM_STMT_PREPARE's reply; None for others
     infile          name of the file that the server asks the client for; the reply goes on after the client sent it,
                     and `file_sent` was called; `infile_at` is the sequence id of the request
@@ -153,6 +156,7 @@ class ReplyTracker:
         "statement_id",
         "statement_told",
         "status",
+        "told",
         "warnings",
     )
 
@@ -167,6 +171,13 @@ class ReplyTracker:
         self.statement_told: int | None = None
         self.on_file: Callable[[str], None] | None = None
         self.status = self.warnings = self.affected_rows = self.insert_id = 0
+        self.leftover = b""
+        self._skip = 0
+        self._remaining = 0
+        self._then = _END
+        self._continued = False
+        self._need = 0
+        self.told = True
         self.begin(Command.QUIT)
 
     def begin(self, command: int, sequence: int = 1) -> None:
@@ -178,12 +189,12 @@ class ReplyTracker:
             self._prefix = b""
         self._sequence = sequence & 0xFF
         self._begun = False
-        self._skip = 0
-        self._remaining = 0
-        self._then = _END
-        self._continued = False
-        self._need = 0
-        self.leftover = b""
+        self.done = phase == _END
+        if self.told:  # what else a walk uses is as new at a reply's end
+            self._forget()
+
+    def _forget(self) -> None:
+        self.told = False
         self.error: ServerError | None = None
         self.refused = False
         self.changes: SessionChanges | None = None
@@ -192,7 +203,6 @@ class ReplyTracker:
         self.parameters: int | None = None
         self.infile: str | None = None
         self.infile_at = 0
-        self.done = phase == _END
 
     def feed(self, data: bytes) -> bytes:
         """Take what the server sent; return what to send to the client, b"" while a packet's head is incomplete.
@@ -206,6 +216,8 @@ class ReplyTracker:
                 return b""
             data = bytes(self._held)
             self._held.clear()
+        elif not self._begun and self._is_known(data):
+            return data
         at = self._skip
         if at:
             if at > len(data):
@@ -213,6 +225,39 @@ class ReplyTracker:
                 return data
             self._skip = 0
         return self._walk(data, at)
+
+    def _is_known(self, data: bytes) -> bool:
+        """Whether this is a whole reply of one row at most behind the prefix, with a plain end: a lookup by key."""
+        prefix = self._prefix
+        if not prefix or not data.startswith(prefix) or prefix[3] != self._sequence or self._phase != _FIRST:
+            return False
+        at, size = len(prefix), len(data)
+        if size - at < _EOF_LENGTH + 4 or size > MAX_PAYLOAD:
+            return False
+        word, first = _HEAD(data, at)
+        if first < 0xFE:
+            at += (word & 0xFFFFFF) + 4
+        if self._deprecate_eof:
+            if at != size - _SHORTEST_OK - 4:
+                return False
+            word, first, affected_rows, insert_id, status, warnings = _OK_PACKET(data, at)
+            if word & 0xFFFFFF != _SHORTEST_OK or affected_rows >= 0xFB or insert_id >= 0xFB:
+                return False
+        elif at == size - _EOF_LENGTH - 4:
+            word, first, warnings, status = _EOF_PACKET(data, at)
+            if word & 0xFFFFFF != _EOF_LENGTH:
+                return False
+            affected_rows, insert_id = self.affected_rows, self.insert_id
+        else:
+            return False
+        if first != 0xFE or status & _NOT_PLAIN:
+            return False
+        self.affected_rows, self.insert_id = affected_rows, insert_id
+        self.warnings, self.status = warnings, status
+        self._phase = _END
+        self._begun = self.done = True
+        self.leftover = b""
+        return True
 
     def _walk(self, data: bytes, at: int) -> bytes:
         """Go through the packets of `data` from offset `at`, which is the start of a packet.
@@ -347,7 +392,7 @@ class ReplyTracker:
     def _on_control(self, phase: int, first: int, payload: bytes) -> bytes | None:
         """Take a packet of control and set the next phase; return its payload anew if the client must not see it."""
         lone = not self._begun
-        self._begun = True
+        self._begun = self.told = True
         if phase == _FILE:
             raise PacketError("server answers before it has the file that it asked for")
         if first == 0xFF:
