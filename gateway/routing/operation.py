@@ -6,7 +6,7 @@ snapshot. It is immutable and shared: the SQL classifier returns the same object
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -151,6 +151,21 @@ class SqlOperation:
     columns_complete: bool = True  # False: columns that nobody knows are touched too, through a view or routine
     calls: tuple[Table, ...] = ()  # the stored functions that it calls, if that is what they are
     if_proven: SqlOperation | None = None  # what it is if all of `calls` only read; None where that changes nothing
+    plain: bool = field(init=False, compare=False, repr=False)  # a read after whose reply nothing has to be followed
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", self._is_plain())
+
+    def _is_plain(self) -> bool:
+        """Asked once for each operation, not for each request."""
+        changes_session = self.pin or self.unpin or self.assignments or self.read_back or self.database
+        return (
+            self.kind is Kind.READ
+            and self.transaction is TransactionEffect.NONE
+            and not changes_session
+            and not self.found_rows
+            and not self.multi
+        )
 
 
 class Effect(Enum):

@@ -142,25 +142,27 @@ class MysqlSession:
         command = raw[4]
         service = self.service
         kept = self.kept
-        if command != _QUERY and command not in COMMANDS:
-            if command == _PING:
-                self.endpoint.write(answers.ok(1, status=kept.status))
-                self.endpoint.deadline = service.lane.now + kept.idle_timeout
-                return True
-            return False
-        if command != _QUERY and self.prepared.serve_here(raw):
-            return True
-        if self.rules_version != service.rules_version:
-            return False
         state = kept.state
         if command == _QUERY:
+            if self.rules_version != service.rules_version:
+                return False
             operation = service.classifier.classify(raw[5:] if len(raw) < 0xFFFFFF else argument_of(raw), kept.reading)
             policy = self.policies.policy(operation, state.database)
-        else:
+        elif command in COMMANDS:
+            if self.prepared.serve_here(raw):
+                return True
+            if self.rules_version != service.rules_version:
+                return False
             try:
                 operation, policy = self.prepared.decide(raw)
             except (Refused, BackendRefused):
                 return False  # the task says so
+        elif command == _PING:
+            self.endpoint.write(answers.ok(1, status=kept.status))
+            self.endpoint.deadline = service.lane.now + kept.idle_timeout
+            return True
+        else:
+            return False
         if policy.block is not None or operation.by_task:
             return False
         held = self.held
@@ -227,7 +229,11 @@ class MysqlSession:
         elif self.residue.insert_id is not None or self.residue.insert_id_lost:
             return False
         else:
-            writer = self._take_prepared(primary.pool, raw[4])
+            pool = primary.pool
+            if raw[4] == _QUERY:
+                writer = pool.take_now(self.credentials, self.kept.state)
+            else:
+                writer = self._take_prepared(pool, raw[4])
             if writer is None:
                 return False
         self.begin(writer, primary, raw, operation, policy, reason)
@@ -259,29 +265,19 @@ class MysqlSession:
         else:
             member.writes += 1
         tracker = self._tracker
+        command = raw[4]
         if not self._plain:
             raw = as_expected(raw)
-        if len(raw) < 0xFFFFFF:
-            tracker.begin(raw[4])
-        else:
-            tracker.begin(raw[4], packets_in(raw))
+        tracker.begin(command, 1 if len(raw) < 0xFFFFFF else packets_in(raw))
         connection.taker = self
-        if raw[4] < PREPARE:
-            connection.endpoint.send(raw)
-        else:
-            self.prepared.send(connection, raw, tracker)
         if policy.timeout is not None:
             connection.endpoint.deadline = self.service.lane.now + policy.timeout
+        if command < PREPARE:
+            connection.endpoint.send(raw)
+            return
+        self.prepared.send(connection, raw, tracker)
         if tracker.done:
             self._complete(b"")
-
-    def _end_exchange(self) -> None:
-        """The command under way occupies its connection and its member no more."""
-        self.connection = None
-        if self.member is not None:
-            self.member.in_flight -= 1
-        if self.has_primary_place:
-            self.leave_primary_reads()
 
     def _may_have_written(self, connection: MysqlConnection, held: bool) -> None:
         """After an unknown outcome the session must not read behind what may have been committed."""
@@ -317,7 +313,11 @@ class MysqlSession:
         self._tracker.file_sent()
 
     def _break_off(self) -> None:
-        self._end_exchange()
+        """The command under way gets no reply: it occupies its connection and its member no more."""
+        self.connection = None
+        if self.member is not None:
+            self.member.in_flight -= 1
+        self.leave_primary_reads()
         self._tracker = self._new_tracker()  # the old one may hold the beginning of a packet
 
     def leave_primary_reads(self) -> None:
@@ -356,9 +356,24 @@ class MysqlSession:
             tracker.begin(command, packets_in(self.raw))
             self.prepared.send(connection, self.raw, tracker)
             return
-        self._end_exchange()
+        self.connection = None
+        member.in_flight -= 1
+        if self.has_primary_place:
+            self.leave_primary_reads()
         if self.policy is not None and self.policy.timeout is not None:
             connection.endpoint.deadline = math.inf
+        kept = self.kept
+        quiet = not (tracker.told or tracker.warnings or self.held is not None) and tracker.status == kept.status
+        if quiet and operation.plain and (command == _QUERY or command == EXECUTE):
+            # What nearly every reply is: of a read that changed nothing and left nothing behind.
+            self.endpoint.send(answer)
+            self.freshness.saw(connection.member, self.service.lane.now)
+            self.residue.last = connection
+            connection.last_session = self
+            connection.warned = self.residue.warned = False
+            self.give_back(connection)
+            self._go_on()
+            return
         error = tracker.error
         if error is not None and (elsewhere := self._to_be_asked_elsewhere(connection, operation, error)):
             self._task_takes(elsewhere)
@@ -371,36 +386,55 @@ class MysqlSession:
             return
         if error is None:
             if command == _QUERY:
-                self.kept.status = tracker.status
+                kept.status = tracker.status
             elif command not in WITHOUT_STATUS:
-                self.kept.status = tracker.status & ~ABOUT_CURSORS
-            in_transaction = self.kept.status & IN_TRANSACTION
+                kept.status = tracker.status & ~ABOUT_CURSORS
+            in_transaction = kept.status & IN_TRANSACTION
             if operation.kind is not Kind.READ or operation.pin is not None:
-                self.kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
+                kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
                 if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
                     self.topology.catalogue.seen(operation)
                 if operation.pin is PinCause.SESSION_VARIABLE:
                     self._follow_tracking(connection)
         else:
-            if operation.kind is not Kind.READ:
-                self.topology.catalogue.seen(operation)
-                in_part = operation.multi and not tracker.refused
-                self.kept.failed(self.prepared.as_query(self.raw), operation, error.code, in_part=in_part)
-            # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
-            in_transaction = self.held is not None or not self.kept.status & AUTOCOMMIT
-            if operation.multi and not tracker.refused:  # statements before it in the text were carried out
-                self.kept.status = tracker.status
-                in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
-            if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
-                self.kept.pin(self.prepared.as_query(self.raw), operation)
-            if tracker.changes is not None and tracker.changes.database is not None:
-                self.kept.follow_database(connection, tracker.changes.database)
+            in_transaction = self._failed(connection, operation, error)
+        self._left_behind(connection, operation, command)
+        if in_transaction or kept.pins:
+            self.ran_in_transaction = self.ran_in_transaction + 1 if self.held is connection else 0
+            self.held = connection
+            connection.taker = self
+        else:
+            self.held = None
+            self.give_back(connection)
+        self._go_on()
+
+    def _failed(self, connection: MysqlConnection, operation: SqlOperation, error: ServerError) -> bool:
+        """What is true although the server has answered with an error; returns whether a transaction may be open."""
+        kept, tracker = self.kept, self._tracker
+        in_part = operation.multi and not tracker.refused  # statements before it in the text were carried out
+        if operation.kind is not Kind.READ:
+            self.topology.catalogue.seen(operation)
+            kept.failed(self.prepared.as_query(self.raw), operation, error.code, in_part=in_part)
+        # An ERR has no status flags: what was open may be open still, and autocommit=0 may have opened something.
+        in_transaction = self.held is not None or not kept.status & AUTOCOMMIT
+        if in_part:
+            kept.status = tracker.status
+            in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
+        if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
+            kept.pin(self.prepared.as_query(self.raw), operation)
+        if tracker.changes is not None and tracker.changes.database is not None:
+            kept.follow_database(connection, tracker.changes.database)
+        return in_transaction
+
+    def _left_behind(self, connection: MysqlConnection, operation: SqlOperation, command: int) -> None:
+        """Keeps what later statements may depend on: the position, and what SHOW WARNINGS and its kin would tell."""
+        tracker = self._tracker
         changes = tracker.changes
         position = (changes.last_gtid or changes.gtids) if changes is not None else None
         if position:
             self.freshness.wrote(connection.member, position)
         may_have_read = not position or operation.multi or operation.kind is Kind.UNKNOWN
-        warned = tracker.warnings > 0 or error is not None
+        warned = tracker.warnings > 0 or tracker.error is not None
         if command != PREPARE or warned:  # which leaves alone what the statement before it left behind
             if may_have_read and operation.kind is not Kind.SESSION:
                 self.freshness.saw(connection.member, self.service.lane.now)
@@ -414,14 +448,6 @@ class MysqlSession:
                 self.residue.writer = connection
                 if tracker.insert_id:
                     self.residue.insert_id_lost = False
-        if in_transaction or self.kept.pins:
-            self.ran_in_transaction = self.ran_in_transaction + 1 if self.held is connection else 0
-            self.held = connection
-            connection.taker = self
-        else:
-            self.held = None
-            self.give_back(connection)
-        self._go_on()
 
     def give_back(self, connection: MysqlConnection) -> None:
         """Ends the lease of a connection that the session need not keep, unless it has an open cursor."""

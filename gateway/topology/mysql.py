@@ -106,6 +106,7 @@ class Topology:
             source=self._catalogue_source,
             members_changed=self.changed,
         )
+        self.primary_member: SqlMember | None = None  # the primary, if it answers
         self.snapshot = self._take_snapshot(0.0)
 
     def use_users(self, users: Sequence[User]) -> None:
@@ -148,12 +149,6 @@ class Topology:
     async def changed(self) -> None:
         """Waits for the next snapshot."""
         await self._changed.wait()
-
-    @property
-    def primary_member(self) -> SqlMember | None:
-        """The primary, if it answers."""
-        view = self.snapshot.primary
-        return self.members[view.name] if view is not None and view.fault is None else None
 
     @property
     def identity(self) -> ServerIdentity | None:
@@ -296,6 +291,8 @@ class Topology:
 
     def _publish(self, now: float) -> None:
         self.snapshot = self._take_snapshot(now)
+        primary = self.snapshot.primary
+        self.primary_member = self.members[primary.name] if primary is not None and primary.fault is None else None
         for view in self.snapshot.members:
             self._arm(self.members[view.name], view.role)
         self._changed.set()
