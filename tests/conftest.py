@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import pytest
 from backend_accounts import backend, user  # noqa: F401
 from gateways import gateways, mariadb_gateway, mysql9_gateway, shared_gateways, sql_gateway, sql_group  # noqa: F401
+from hypothesis import HealthCheck, settings
 from netns import NamespacedMemcached, NamespaceUnavailableError
 from tls_gateways import authority, certificate, mariadb_tls, module_stack, tls_group  # noqa: F401
 
@@ -39,6 +40,10 @@ SERVER_FIXTURES = frozenset(
 IN_CI = bool(os.environ.get("CI"))
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start hundreds of gateways: each would compile anew
+
+# No test fails because the machine is busy.
+settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gateway")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -51,6 +51,7 @@ BACKLOG_BYTES: Final = 1 << 20  # commands that a client may pipeline behind the
 
 _QUERY: Final = int(Command.QUERY)
 _PING: Final = int(Command.PING)
+_WITH_RESULTS: Final = (_QUERY, EXECUTE)
 
 
 class MysqlSession:
@@ -364,7 +365,7 @@ class MysqlSession:
             connection.endpoint.deadline = math.inf
         kept = self.kept
         quiet = not (tracker.told or tracker.warnings or self.held is not None) and tracker.status == kept.status
-        if quiet and operation.plain and (command == _QUERY or command == EXECUTE):
+        if quiet and operation.plain and command in _WITH_RESULTS:
             # What nearly every reply is: of a read that changed nothing and left nothing behind.
             self.endpoint.send(answer)
             self.freshness.saw(connection.member, self.service.lane.now)

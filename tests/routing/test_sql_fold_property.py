@@ -123,7 +123,7 @@ def test_a_long_insert_with_a_query_in_it_names_the_tables_that_it_reads() -> No
     assert "secret" in columns or "*" in columns
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(st.binary(max_size=200), st.sampled_from(READINGS))
 def test_any_bytes_are_classified(noise: bytes, reading: Reading) -> None:
     classifier = Classifier()

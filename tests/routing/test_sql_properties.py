@@ -102,7 +102,7 @@ def rewritten(draw: st.DrawFn, statements: list[bytes]) -> tuple[bytes, bytes]:
 
 
 @given(rewritten(WRITES + READS), st.sampled_from(READINGS))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_spaces_comments_and_case_do_not_change_the_class(pair: tuple[bytes, bytes], reading: Reading) -> None:
     sql, other = pair
     before, _ = classify_text(sql, reading)
@@ -145,7 +145,7 @@ WRAPPERS = [
 
 
 @given(st.sampled_from(WRITES), st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=3), st.sampled_from(READINGS))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_no_wrapping_turns_something_else_into_a_read(sql: bytes, wrappers: list[bytes], reading: Reading) -> None:
     # DESC BEGIN describes a table called begin, and so do the others of one or two words.
     short = sql in (b"BEGIN", b"COMMIT", b"USE db")
@@ -156,7 +156,7 @@ def test_no_wrapping_turns_something_else_into_a_read(sql: bytes, wrappers: list
 
 
 @given(st.sampled_from(READS), st.sampled_from(WRITES), st.integers(0, 200), st.sampled_from(READINGS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_statement_cut_into_another_is_read_only_if_it_vanishes(
     read: bytes, write: bytes, place: int, reading: Reading
 ) -> None:
@@ -169,7 +169,7 @@ def test_a_statement_cut_into_another_is_read_only_if_it_vanishes(
 
 
 @given(st.binary(max_size=60), st.sampled_from(READINGS))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_bytes_raise(noise: bytes, reading: Reading) -> None:
     Classifier().classify(noise, reading)
     Classifier().classify(b"SELECT " + noise, reading)
@@ -225,7 +225,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS, max_size=14), st.sampled_from(READINGS))
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_texts_with_one_fold_have_the_same_tokens_but_for_literals(fragments: list[bytes], reading: Reading) -> None:
     """Changing the literals of a text leaves its fold alone exactly if it leaves all other tokens alone."""
     sql = b"".join(fragments)

@@ -74,7 +74,7 @@ def packets_of(wire: bytes) -> list[tuple[int, int, int]]:
     st.lists(st.one_of(st.binary(max_size=400), st.integers(0, 300_000).map(lambda size: b"ab" * size)), max_size=6),
     st.lists(st.integers(1, 200_000), min_size=1, max_size=8),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_what_goes_in_comes_out(algorithm: int, to_server: bool, payloads: list[bytes], cuts: list[int]) -> None:
     ours, theirs = layer(algorithm, towards_server=to_server), layer(algorithm, towards_server=not to_server)
     plain = b"".join(packet(number, payload) for number, payload in enumerate(payloads))
@@ -158,7 +158,7 @@ def test_a_last_packet_that_does_not_fit_needs_one_more(algorithm: int) -> None:
 
 @BOTH
 @given(st.lists(st.integers(0, 400_000), min_size=1, max_size=5), st.lists(st.integers(1, 200_000), min_size=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_packets_may_be_cut_anywhere(algorithm: int, sizes: list[int], cuts: list[int]) -> None:
     client, server = layer(algorithm, towards_server=True), layer(algorithm)
     plain = b"".join(packet(number, b"line\n" * (size // 5)) for number, size in enumerate(sizes))
@@ -246,7 +246,7 @@ def test_a_zstd_frame_with_a_huge_window_is_malformed() -> None:
 
 
 @given(ALGORITHMS, st.binary(max_size=2000), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_mutations_are_decompressed_or_malformed(algorithm: int, plain: bytes, data: st.DataObject) -> None:
     wire = bytearray(layer(algorithm).outbound(plain * 3 + b"some text " * 20))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -267,7 +267,6 @@ def test_mutations_are_decompressed_or_malformed(algorithm: int, plain: bytes, d
 
 
 @given(ALGORITHMS, st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_bytes_are_packets_or_malformed(algorithm: int, wire: bytes) -> None:
     try:
         drained(layer(algorithm), wire)

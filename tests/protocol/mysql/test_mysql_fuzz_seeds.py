@@ -23,7 +23,7 @@ def test_seeds_and_samples_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutations_of_the_samples_are_taken(name: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=EXAMPLES)
     @given(st.sampled_from(SAMPLES[name]), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=20))
     def take(sample: bytes, place: int, removed: int, added: bytes) -> None:
         at = place % (len(sample) + 1)
@@ -34,7 +34,7 @@ def test_mutations_of_the_samples_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes_are_taken(name: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=EXAMPLES)
     @given(st.binary(max_size=300))
     def take(data: bytes) -> None:
         TARGETS[name](data)

@@ -291,9 +291,9 @@ class SmallBacklogMachine(LogMachine):
 
 
 TestLog = LogMachine.TestCase
-TestLog.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestLog.settings = settings(max_examples=120, stateful_step_count=60)
 TestSmallBacklog = SmallBacklogMachine.TestCase
-TestSmallBacklog.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestSmallBacklog.settings = settings(max_examples=120, stateful_step_count=60)
 
 
 def test_refused_record_is_not_sent_again_over_a_newer_one() -> None:
