@@ -27,6 +27,7 @@ import load_sysbench
 from peers import (
     DIRECT,
     GATEWAY,
+    GATEWAY_WITH_FEW,
     GATEWAY_WITH_REPLICA,
     MYSQL_ROUTER,
     TWEMPROXY,
@@ -45,10 +46,11 @@ from gateway.errors import GatewayError
 
 FOLDER: Final = Path(__file__).resolve().parent
 
-OURS: Final = (GATEWAY, GATEWAY_WITH_REPLICA)
+OURS: Final = (GATEWAY, GATEWAY_WITH_FEW, GATEWAY_WITH_REPLICA)
 
 TARGETS: Final = (
-    Target("sql", "16 threads", MYSQL_ROUTER, "cpu", 1.0, "SQL, 16 threads: CPU at most 1.0 of MySQL Router's"),
+    Target("sql", "16 threads", MYSQL_ROUTER, "cpu", 0.8, "SQL, 16 threads: CPU at most 0.8 of MySQL Router's"),
+    Target("sql", "16 threads", MYSQL_ROUTER, "rate", 1.1, "SQL, 16 threads: queries at least 1.1 of MySQL Router's"),
     Target("sql", "1 thread", DIRECT, "p50", 60.0, "SQL, 1 thread: at most 60 us added to direct"),
     Target("memcached", "32 connections", TWEMPROXY, "cpu", 1.6, "memcached, 32: CPU at most 1.6 of twemproxy's"),
     Target("memcached", "1 connection", DIRECT, "p50", 60.0, "memcached, 1 connection: at most 60 us added to direct"),
@@ -82,12 +84,12 @@ class Measured:
 Load = Callable[[Peer, float], Measured]
 
 
-def sysbench_load(threads: int) -> Load:
-    """sysbench oltp_point_select with so many threads."""
+def sysbench_load(threads: int, *, prepared: bool = False) -> Load:
+    """sysbench oltp_point_select with so many threads, as text or by executing a prepared statement."""
 
     def load(peer: Peer, seconds: float) -> Measured:
         before = peer.cpu_seconds()
-        result = load_sysbench.run(peer.host, peer.port, threads, seconds)
+        result = load_sysbench.run(peer.host, peer.port, threads, seconds, prepared=prepared)
         spent = peer.cpu_seconds() - before
         return Measured(result.queries, result.queries_per_second, result.p50_us, result.p95_us, result.p99_us, spent)
 
@@ -117,6 +119,7 @@ def memcached_load(connections: int, depth: int) -> Load:
 SQL_SCENARIOS: Final[dict[str, Load]] = {
     "1 thread": sysbench_load(1),
     "16 threads": sysbench_load(16),
+    "16 threads, prepared": sysbench_load(16, prepared=True),
     "64 threads": sysbench_load(64),
 }
 MEMCACHED_SCENARIOS: Final[dict[str, Load]] = {

@@ -1,4 +1,4 @@
-"""Runs sysbench's oltp_point_select, text protocol, and reads rates and percentiles from what it prints.
+"""Runs sysbench's oltp_point_select, as text or prepared, and reads rates and percentiles from what it prints.
 
 sysbench prints one percentile of one's choice; its histogram has them all, to within 2%.
 """
@@ -36,7 +36,7 @@ class SysbenchResult:
     p99_us: float
 
 
-def _command(host: str, port: int) -> list[str]:
+def _command(host: str, port: int, *, prepared: bool = False) -> list[str]:
     return [
         *sysbench().command,
         "oltp_point_select",
@@ -48,7 +48,7 @@ def _command(host: str, port: int) -> list[str]:
         "--mysql-db=sbtest",
         "--tables=1",
         f"--table-size={ROWS}",
-        "--db-ps-mode=disable",
+        f"--db-ps-mode={'auto' if prepared else 'disable'}",
     ]
 
 
@@ -64,10 +64,10 @@ def prepare(host: str, port: int) -> None:
     _run([*_command(host, port), "prepare"])
 
 
-def run(host: str, port: int, threads: int, seconds: float) -> SysbenchResult:
+def run(host: str, port: int, threads: int, seconds: float, *, prepared: bool = False) -> SysbenchResult:
     """One run; seconds are rounded up to whole ones, as sysbench takes them."""
     options = [f"--threads={threads}", f"--time={max(1, round(seconds))}", "--histogram=on"]
-    return parse(_run([*_command(host, port), *options, "run"]))
+    return parse(_run([*_command(host, port, prepared=prepared), *options, "run"]))
 
 
 def parse(output: str) -> SysbenchResult:

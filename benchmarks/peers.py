@@ -20,6 +20,7 @@ HAPROXY: Final = "HAProxy, TCP"
 MYSQL_ROUTER: Final = "MySQL Router"
 TWEMPROXY: Final = "twemproxy"
 GATEWAY: Final = "gateway"
+GATEWAY_WITH_FEW: Final = "gateway, 8 connections"
 GATEWAY_WITH_REPLICA: Final = "gateway, replica"
 
 Wanted = Callable[[str], bool]
@@ -99,13 +100,14 @@ class GatewayProcess(Server):
         return False
 
 
-def sql_group(group: MysqlGroup) -> str:
-    """The [[group]] of a gateway before MySQL servers."""
+def sql_group(group: MysqlGroup, connections: int | None = None) -> str:
+    """The [[group]] of a gateway before MySQL servers, to each of which it may open so many connections."""
     members = ", ".join(f'{{address = "{server.address}"}}' for server in group.servers)
     return (
         f'engine = "mysql"\nmembers = [{members}]\nprimary = "{group.primary.address}"\n'
         f'monitor = {{user = "{MONITOR.user}", password = "{MONITOR.password}"}}\n'
         f'users = [{{name = "{APP.user}", password = "{APP.password}"}}]\n'
+        + (f"pool = {{size = {connections}}}\n" if connections is not None else "")
     )
 
 
@@ -143,6 +145,7 @@ def sql_peers(stack: Stack, replicas: int, wanted: Wanted) -> tuple[Server, list
         HAPROXY: lambda: Haproxy(stack, primary),
         MYSQL_ROUTER: lambda: MysqlRouter(stack, primary),
         GATEWAY: lambda: GatewayProcess(stack, "gateway-sql", "mysql", sql_group(group)),
+        GATEWAY_WITH_FEW: lambda: GatewayProcess(stack, "gateway-few", "mysql", sql_group(group, 8)),
     }
     return primary, _before(primary, proxies, wanted)
 
