@@ -45,7 +45,7 @@ def test_rows_of_mysql() -> None:
 def test_accounts_that_require_tls() -> None:
     assert obstacle(mysql(tls="ANY")) == "it requires TLS"
     assert obstacle(mysql(tls="ANY"), encrypted=True) == ""
-    for kind in ("X509", "SPECIFIED"):
+    for kind in ("X509", "SPECIFIED", "of a later version"):
         assert "client certificate" in obstacle(mysql(tls=kind), encrypted=True)
     assert obstacle(mariadb(plugin=NATIVE_PASSWORD, authentication_string=HASH, ssl_type=1)) == "it requires TLS"
     assert "certificate" in obstacle(mariadb(plugin=NATIVE_PASSWORD, authentication_string=HASH, ssl_type=3))
@@ -55,6 +55,7 @@ def test_rows_of_mariadb() -> None:
     plain = mariadb(access=0, plugin=NATIVE_PASSWORD, authentication_string=HASH, ssl_type=0)
     assert plain is not None
     assert (plain.stored, plain.plugin, obstacle(plain)) == (STORED, NATIVE_PASSWORD, "")
+    assert plain != mariadb(access=0, plugin=NATIVE_PASSWORD, authentication_string=HASH, ssl_type=0, x=1)
     assert "empty password" in obstacle(mariadb(access=0))
     assert "empty password" in obstacle(mariadb(plugin=NATIVE_PASSWORD, authentication_string=""))
     assert "unix_socket cannot be used" in obstacle(mariadb(plugin="unix_socket"))

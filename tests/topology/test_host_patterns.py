@@ -32,6 +32,7 @@ from gateway.topology.host_patterns import fits, specificity
         ("192.0.2._", "192.0.2.77", False),
         ("192.0.2._%", "192.0.2.77", True),
         ("192.0.2.\\_", "192.0.2.7", False),
+        ("192.0.2\\.7", "192.0.2.7", True),  # a backslash makes the next character itself
         ("192.0.2.1", "192x0y2z1", False),  # a dot is a dot
         ("%.example.com", "192.0.2.1", False),
         ("db[0-9]", "db5", False),
