@@ -8,7 +8,7 @@ FUZZ ?=
 SUITES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench suites servers
+.PHONY: help demo test check soak bench suites fuzz servers
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,6 +25,20 @@ check: $(VENV)/installed ## ruff, the formatter, mypy and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(RUN) pytest -q -n 2 --dist loadfile -m "not servers and not slow"
+
+# Each of these tests is part of `make test`, where it is short.
+soak: export ISOLATION_SESSIONS = 200
+soak: export ISOLATION_STATEMENTS = 100
+soak: export ACTIVE_ROUNDS = 10
+soak: export IDLE_CLIENTS = 10000
+soak: export FRESHNESS_SECONDS = 120
+soak: export GATEWAY_ORACLE_SECONDS = 300
+soak: export DIFFERENTIAL_SEEDS = 20
+soak: export GATEWAY_FUZZ_EXAMPLES = 5000
+soak: $(VENV)/installed servers ## the tests whose length matters, at full length (PYTEST="-k isolation")
+	$(RUN) pytest -v tests/system/test_sql_isolation.py tests/system/test_sql_multiplexing.py \
+		tests/system/test_sql_freshness.py tests/system/test_sql_oracle.py tests/system/test_sql_differential.py \
+		tests/routing/test_sql_fold_property.py tests/protocol/mysql/test_mysql_fuzz_seeds.py $(PYTEST)
 
 bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH="--quick" and other options)
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
