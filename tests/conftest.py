@@ -6,7 +6,7 @@ A test that takes one of these fixtures gets the mark `servers` by that.
 | --- | --- |
 | stack | a stack of the test's own; what it starts ends with the test |
 | mariadb_group, mysql9_group | a primary with two replicas behind relays, shared, whole again and with an empty database `shop` for each test |
-| gateways, mariadb_gateway, mysql9_gateway, sql_gateway | `gateway run` before such a group: see gateways.py |
+| gateways, mariadb_gateway, mysql9_gateway, sql_gateway, small | `gateway run` before such a group: see gateways.py |
 | backend, user | a gateway with `users = "backend"`, an account b_user: see backend_accounts.py |
 | tls_group, authority, certificate | servers with TLS, who signs, the gateway's certificate: see tls_gateways.py |
 | memcached_pools | fresh pools {"master": 2 servers, "slave": 3 servers} |
@@ -22,7 +22,15 @@ from typing import Any, NoReturn
 
 import pytest
 from backend_accounts import backend, user  # noqa: F401
-from gateways import gateways, mariadb_gateway, mysql9_gateway, shared_gateways, sql_gateway, sql_group  # noqa: F401
+from gateways import (  # noqa: F401
+    gateways,
+    mariadb_gateway,
+    mysql9_gateway,
+    shared_gateways,
+    small,
+    sql_gateway,
+    sql_group,
+)
 from hypothesis import HealthCheck, settings
 from netns import NamespacedMemcached, NamespaceUnavailableError
 from tls_gateways import authority, certificate, mariadb_tls, module_stack, tls_group  # noqa: F401

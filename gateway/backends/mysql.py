@@ -24,7 +24,7 @@ from gateway.protocol.mysql.attributes import with_no_attributes
 from gateway.protocol.mysql.auth import Password
 from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.commands import RESET_CONNECTION, query
-from gateway.protocol.mysql.compression import CompressionLayer
+from gateway.protocol.mysql.compression import CompressionLayer, algorithm_of
 from gateway.protocol.mysql.constants import Capability, ErrorCode
 from gateway.protocol.mysql.handshake import Connected, Send, StartTls
 from gateway.protocol.mysql.replies import Prelude
@@ -74,6 +74,7 @@ class Left:
     row_count: int | None
     found_rows: int | None
     warnings: list[Row]  # of SHOW WARNINGS: level, code, message
+    sqlstates: list[str]  # of the first of them
 
 
 class Borrower(Protocol):
@@ -133,10 +134,13 @@ class MysqlConnection:
 
     `state` is what is set on it, None if unknown (to be reset before use). `tainted` says that a session ran something
     else than proven reads on it: insert ids, warnings or variables of that session (`last_session`) may be left on it.
+    `max_packet` is the server's max_allowed_packet: it takes commands of less bytes. `role` is what the log-in
+    activated, as SET ROLE takes it; `role_in_doubt` says that something ran since that may have changed it.
     """
 
     __slots__ = (
         "arming",
+        "compressed",
         "credentials",
         "endpoint",
         "expires",
@@ -144,9 +148,12 @@ class MysqlConnection:
         "home",
         "last_session",
         "leased",
+        "max_packet",
         "member",
         "prelude",
         "retired",
+        "role",
+        "role_in_doubt",
         "selected",
         "source",
         "state",
@@ -165,6 +172,8 @@ class MysqlConnection:
         credentials: Credentials,
         arming: Arming,
         connected: Connected,
+        role: str,
+        max_packet: int,
     ) -> None:
         self.endpoint = endpoint
         self.home = home
@@ -178,11 +187,15 @@ class MysqlConnection:
         self.taker: Taker | None = None
         self.prelude: Prelude | None = None
         self.leased = False
+        self.role = role
+        self.role_in_doubt = False
+        self.max_packet = max_packet
         self.tainted = False
         self.warned = False  # the last reply left warnings to be shown
         self.last_session: Borrower | None = None
         self.expires = math.inf  # by Trio's clock: not to be given out again after that
         self.retired = False  # not to be given out again once its lease ends
+        self.compressed = bool(algorithm_of(connected.capabilities))
         self.with_attributes = bool(connected.capabilities & Capability.QUERY_ATTRIBUTES)
         self.source: Endpoint | None = None  # what streams to the server: read no faster than the server reads
 
@@ -199,7 +212,8 @@ class MysqlConnection:
         """What brings this connection to `state` (see mysql_state.commands_to)."""
         if self.state is state:
             return []
-        return commands_to(self.state, self.selected, state, self.arming)
+        role = self.role if self.role_in_doubt else None
+        return commands_to(self.state, self.selected, state, self.arming, role)
 
     def after_reset(self) -> State:
         """The state that only the log-in and the selected database make, since nothing un-selects a database."""
@@ -220,7 +234,7 @@ class MysqlConnection:
         self.prelude = Prelude(len(commands))
         self.home.replays += 1
         if commands[0] is RESET_CONNECTION:
-            self.handles.clear()
+            self._was_reset()
         self.brought_to(state)
         self.taker = taker
         for command in commands:
@@ -233,10 +247,14 @@ class MysqlConnection:
             raise RuntimeError("a connection with a database was leased for a session without one")
         if commands:
             self.home.replays += 1
-            if commands[0] is RESET_CONNECTION:
-                self.handles.clear()
             await self.acknowledge(commands)
+            if commands[0] is RESET_CONNECTION:
+                self._was_reset()
             self.brought_to(state)
+
+    def _was_reset(self) -> None:
+        self.handles.clear()
+        self.role_in_doubt = False
 
     async def acknowledge(self, commands: list[bytes]) -> None:
         """Sends commands that answer with one OK each. Raises BackendRefused for the first refusal, OSError."""
@@ -387,6 +405,18 @@ class _Acknowledgement(_Question):
             self._finish(BackendRefused(refused.message, refused.code, refused.sqlstate) if refused else None)
 
 
+_ABOUT_CONNECTION: Final = query("SELECT CURRENT_ROLE(), CAST(@@max_allowed_packet AS CHAR)")
+
+
+def _as_set_role(role: str | bytes | None, *, mariadb: bool) -> str:
+    """What CURRENT_ROLE() says, as SET ROLE takes it: MySQL's are a list of quoted names, or NONE (tried)."""
+    if isinstance(role, bytes):
+        role = role.decode("utf-8", "surrogateescape")
+    if role is None:
+        return "NONE"
+    return f"`{role.replace('`', '``')}`" if mariadb else role
+
+
 async def connect(
     lane: Lane, server: MysqlServer, home: Home, member: str, credentials: Credentials, arming: Arming
 ) -> MysqlConnection:
@@ -396,10 +426,20 @@ async def connect(
         try:
             if lacking := credentials.capabilities & SHAPING_REPLIES & ~connected.capabilities:
                 raise ProtocolError(f"the server lacks {Capability(lacking)!r}, which was agreed on with the client")
-            fresh = arming.fresh()
-            with_attributes = connected.capabilities & Capability.QUERY_ATTRIBUTES
-            await ask(conversation, [with_no_attributes(fresh) if with_attributes else fresh])
-            connection = MysqlConnection(conversation.endpoint, home, member, credentials, arming, connected)
+            commands = [arming.fresh(), _ABOUT_CONNECTION]
+            if connected.capabilities & Capability.QUERY_ATTRIBUTES:
+                commands = [with_no_attributes(command) for command in commands]
+            ((role, max_packet),) = (await ask(conversation, commands))[1].rows
+            connection = MysqlConnection(
+                conversation.endpoint,
+                home,
+                member,
+                credentials,
+                arming,
+                connected,
+                role=_as_set_role(role, mariadb=arming.mariadb),
+                max_packet=int(max_packet or 0),
+            )
             connection.endpoint.receive_bytes = BACKEND_RECEIVE_BYTES
             conversation.hand_over(connection)
         except BaseException:

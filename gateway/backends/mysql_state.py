@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
+from gateway.backends.mysql_trackers import at_server
 from gateway.protocol.mysql.commands import RESET_CONNECTION, init_db, query
 from gateway.routing.operation import Assignment, Scope
 
@@ -150,11 +151,14 @@ class Arming:
         return query(f"SET NAMES {names[0]} COLLATE {names[1]}, SESSION " + ", SESSION ".join(self.settings()))
 
 
-def commands_to(current: State | None, selected: str | None, wanted: State, arming: Arming) -> list[bytes] | None:
+def commands_to(
+    current: State | None, selected: str | None, wanted: State, arming: Arming, role: str | None = None
+) -> list[bytes] | None:
     """The commands that bring a connection to `wanted`, each answered by one OK; [] if it is there already.
 
     `current` is None where the connection has to be reset first; `selected` is the database selected on it. None means
-    that no commands can do it: nothing un-selects a database.
+    that no commands can do it: nothing un-selects a database. `role` is what SET ROLE has to set behind the reset,
+    which leaves roles alone (tried), and None where nothing has changed it.
     """
     if current is wanted:
         return []
@@ -166,6 +170,8 @@ def commands_to(current: State | None, selected: str | None, wanted: State, armi
         to_make = _missing(wanted.assignments, current.assignments)
     if to_make is None:
         commands += [RESET_CONNECTION, arming.after_reset(wanted.collation)]
+        if role is not None:
+            commands.append(query(f"SET ROLE {role}"))
         to_make = wanted.assignments
     if wanted.database is not None and wanted.database != selected:
         commands.append(init_db(wanted.database))
@@ -208,7 +214,7 @@ def assignments_sql(assignments: tuple[Assignment, ...], *, mariadb: bool) -> li
             row.append(f"@`{one.name.replace('`', '``')}` = {one.value}")
         else:
             name = "tx_isolation" if mariadb and one.name == "transaction_isolation" else one.name
-            row.append(f"SESSION {name} = {one.value}")
+            row.append(f"SESSION {name} = {at_server(name, one.value, mariadb=mariadb)}")
             if _is_context(one):  # a command is read as a whole under what holds before it
                 commands.append(query("SET " + ", ".join(row)))
                 row = []

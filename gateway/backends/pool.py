@@ -26,6 +26,7 @@ from gateway.backends.statements import SERVERS_LIMIT, SharedStatement, statemen
 from gateway.config import Pool
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.lane import Lane
+from gateway.protocol.mysql.commands import query
 from gateway.protocol.mysql.results import Row
 
 log = structlog.get_logger(__name__)
@@ -37,10 +38,13 @@ LOOKED_AT: Final = 16  # idle connections, for one that has a statement prepared
 LIFETIME_SPREAD: Final = 0.1  # connections opened together are not all replaced together
 
 
+# Of the role that a connection logged in with, and has no longer: another connection logs in with what there is now.
+ROLE_NOT_GRANTED: Final = frozenset((1959, 3530))  # ER_INVALID_ROLE of MariaDB, ER_ROLE_NOT_GRANTED of MySQL
 WARNINGS_KEPT: Final = 1024  # of one statement: MySQL's own default of max_error_count
+SQLSTATES_KEPT: Final = 16  # of them; each takes a statement to ask for
 
 
-async def _what_is_left(connection: MysqlConnection) -> Left:
+async def what_is_left(connection: MysqlConnection) -> Left:
     """Asks for the residue of the last statement. Raises BackendRefused, OSError, ValueError.
 
     SHOW WARNINGS makes ROW_COUNT() forgotten, and asking for the others makes MySQL forget the warnings; FOUND_ROWS()
@@ -50,14 +54,19 @@ async def _what_is_left(connection: MysqlConnection) -> Left:
     warnings: list[Row] = []
     if connection.warned:
         warnings = await connection.ask(f"SHOW WARNINGS LIMIT {WARNINGS_KEPT}")
-    ((insert_id, row_count, found_rows),) = await connection.ask(
-        "SELECT CAST(LAST_INSERT_ID() AS BINARY), CAST(ROW_COUNT() AS BINARY), CAST(FOUND_ROWS() AS BINARY) LIMIT 1"
-    )
+    told = [f"@gateway_{number}" for number in range(1, min(len(warnings), SQLSTATES_KEPT) + 1)]
+    if told:
+        await connection.acknowledge(
+            [query(f"GET DIAGNOSTICS CONDITION {at} {name} = RETURNED_SQLSTATE") for at, name in enumerate(told, 1)]
+        )
+    asked = ["CAST(LAST_INSERT_ID() AS BINARY)", "CAST(ROW_COUNT() AS BINARY)", "CAST(FOUND_ROWS() AS BINARY)", *told]
+    ((insert_id, row_count, found_rows, *sqlstates),) = await connection.ask(f"SELECT {', '.join(asked)} LIMIT 1")
     return Left(
         insert_id=int(insert_id or 0),
         row_count=None if connection.warned else int(row_count or 0),
         found_rows=int(found_rows or 0),
         warnings=warnings,
+        sqlstates=[one.decode("ascii") if isinstance(one, bytes) else one or "" for one in sqlstates],
     )
 
 
@@ -158,17 +167,23 @@ class MemberPool:
         if self.arming is None:
             raise Unavailable(f"{self.name} has not answered yet")
         self._used[credentials.key] = (credentials, trio.current_time())
-        connection = await self._find(credentials, state)
-        connection.last_session = None
-        try:
-            await connection.bring_to(state)
-        except (OSError, ProtocolError) as error:
-            connection.close()
-            raise Unavailable(f"the connection to {self.name} was lost: {error}") from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        while True:
+            connection = await self._find(credentials, state)
+            connection.last_session = None
+            try:
+                await connection.bring_to(state)
+            except (OSError, ProtocolError) as error:
+                connection.close()
+                raise Unavailable(f"the connection to {self.name} was lost: {error}") from error
+            except BackendRefused as error:
+                connection.close()
+                if error.code not in ROLE_NOT_GRANTED:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
 
     async def _find(self, credentials: Credentials, state: State) -> MysqlConnection:
         deadline = trio.current_time() + self._settings.acquire_timeout
@@ -261,7 +276,7 @@ class MemberPool:
         if connection.tainted and session is not None:
             left: Left | None = None
             try:
-                left = await _what_is_left(connection)
+                left = await what_is_left(connection)
             except (OSError, BackendRefused, ProtocolError, IndexError, ValueError) as error:
                 log.info("what a statement left behind could not be asked for", member=self.name, error=str(error))
             except BaseException:
@@ -341,8 +356,8 @@ class MemberPool:
             self.in_use -= 1
         else:
             self._remove_idle(connection)
-            if connection.tainted and connection.last_session is not None:
-                connection.last_session.losing(connection, None)
+        if connection.tainted and connection.last_session is not None:
+            connection.last_session.losing(connection, None)
         self._release_place()
 
     def _release_place(self) -> None:

@@ -21,8 +21,8 @@ What a layer has to promise:
 - `inbound` returns what its bytes hold, at most some PIECE_BYTES at a time: if there is more, `holding` is true, and it
   is asked again with b"" when the owner reads (it may have paused). b"" asked of a layer that holds nothing gives b"".
 - `outbound(b"")` returns what the layer itself wants to send (handshake, ticket, alert); `outbound(plain)` has that in
-  front. `wants_to_send` says that there is something. While `open` is false only b"" is asked: what the owner writes
-  waits. It changes in `inbound` only.
+  front, and may return b"" for what it keeps until more comes. `wants_to_send` says that there is something. While
+  `open` is false only b"" is asked: what the owner writes waits. It changes in `inbound` only.
 - `over` is true once the peer has ended its side within the layer and nothing is held any more: the owner is told
   `ended`. `ended()` is called when the peer ended the connection beneath; it raises OSError if that is no way to end.
 - `farewell` returns what is sent last (close_notify); b"" where there is nothing to say.
@@ -253,7 +253,7 @@ class LayeredEndpoint(Endpoint):
             if sent < len(wire):
                 self._waiting.append(memoryview(wire)[sent:])
                 break
-            if not self._plain or not self._open:
+            if not wire or not self._plain or not self._open:  # a layer that gathers has done its work for now
                 break
         if self._waiting or (self._plain and self._open):  # or: it had its share, and the poller calls again at once
             self._blocked = True

@@ -11,6 +11,7 @@ Statements.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -19,15 +20,17 @@ from gateway.routing.fingerprint import Reading
 from gateway.routing.functions import words
 from gateway.routing.operation import (
     THREAD_ID_BIT,
+    Assignment,
     Column,
     Kill,
     Kind,
     PinCause,
+    Scope,
     SqlOperation,
     Table,
     TransactionEffect,
 )
-from gateway.routing.sql_facts import scan
+from gateway.routing.sql_facts import matching, scan
 from gateway.routing.sql_query import QUERY_WORDS, classify_query, first_table
 from gateway.routing.sql_tokens import Token, TokenKind
 
@@ -69,6 +72,8 @@ def _session(statement: str, reason: str, pin: PinCause) -> SqlOperation:
 _SERVER: Final = "acts on one server"
 _ACCOUNTS: Final = "changes accounts"
 
+_DEALLOCATE: Final = _session("deallocate prepare", "drops a prepared statement", PinCause.PREPARED_STATEMENT)
+
 _HEADS: Final[dict[tuple[str, ...], SqlOperation]] = {
     ("ALTER",): _commits("alter"),
     ("CREATE",): _commits("create"),
@@ -109,10 +114,8 @@ _HEADS: Final[dict[tuple[str, ...], SqlOperation]] = {
     ("EXECUTE", "IMMEDIATE"): _unknown("execute immediate", "runs SQL that is not seen here", PinCause.UNPROVEN),
     ("EXECUTE",): _unknown("execute", "runs a prepared statement", PinCause.PREPARED_STATEMENT),
     ("PREPARE",): _session("prepare", "prepares a statement on its connection", PinCause.PREPARED_STATEMENT),
-    ("DEALLOCATE", "PREPARE"): _session(
-        "deallocate prepare", "drops a prepared statement", PinCause.PREPARED_STATEMENT
-    ),
-    ("DROP", "PREPARE"): _session("deallocate prepare", "drops a prepared statement", PinCause.PREPARED_STATEMENT),
+    ("DEALLOCATE", "PREPARE"): _DEALLOCATE,
+    ("DROP", "PREPARE"): _DEALLOCATE,
     ("HANDLER",): replace(
         _session("handler", "reads through a handler of its connection", PinCause.HANDLER), columns=_ALL_COLUMNS
     ),
@@ -380,6 +383,43 @@ def _handler(tokens: Sequence[Token]) -> SqlOperation | None:
     return replace(_HEADS[("HANDLER",)], names=((rest[0].text if rest else table.name).lower(),))
 
 
+def _call(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
+    """CALL procedure[(arguments)]: what the catalogue may prove of it, if its arguments do nothing themselves."""
+    operation = _HEADS[("CALL",)]
+    table, at = first_table(tokens, 1)
+    arguments = tokens[at:]
+    if table is None or (arguments and (arguments[0].word != "(" or matching(tokens, at) != len(tokens) - 1)):
+        return operation
+    facts = scan(arguments, reading)
+    if facts.unknown or facts.writes or facts.session or facts.pin:
+        return operation
+    # Any of them may be an OUT parameter.
+    told = tuple(Assignment(Scope.USER, name, "") for name in sorted(facts.user_variables))
+    proven = replace(operation, pin=PinCause.USER_VARIABLE if told else None, read_back=told, by_task=bool(told))
+    return replace(operation, calls=(table,), if_proven=proven)
+
+
+_STATEMENT_NAME: Final = re.compile(r"[A-Za-z0-9_$]{1,64}")
+"""Of names by other characters servers take some for the same."""
+
+
+def _of_prepared(operation: SqlOperation, tokens: Sequence[Token]) -> SqlOperation:
+    """PREPARE, EXECUTE and DEALLOCATE PREPARE with the name that they are about, where it is plain to see."""
+    place = 2 if operation is _DEALLOCATE else 1
+    token = tokens[place] if place < len(tokens) else None
+    if token is None or token.kind not in (TokenKind.WORD, TokenKind.NAME) or not _STATEMENT_NAME.fullmatch(token.text):
+        return operation
+    rest = tokens[place + 1 :]
+    names = (token.text.lower(),)
+    if operation is _DEALLOCATE:
+        return operation if rest else replace(operation, pin=None, unpin=PinCause.PREPARED_STATEMENT, names=names)
+    if operation.statement == "execute" and rest:
+        plain = (TokenKind.USER_VARIABLE, TokenKind.NUMBER, TokenKind.STRING)
+        if rest[0].word != "USING" or any(one.kind not in plain and one.word != "," for one in rest[1:]):
+            return operation
+    return replace(operation, names=names)
+
+
 def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | None:
     """KILL [HARD | SOFT] [CONNECTION | QUERY] of one of the gateway's own thread ids; None for all other forms.
 
@@ -460,6 +500,10 @@ def classify_first_words(tokens: Sequence[Token], reading: Reading) -> SqlOperat
         if found is not None:
             if head in ("CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE") and length == 1:
                 return _schema_change(words, tokens, reading)
+            if head == "CALL":
+                return _call(tokens, reading)
+            if found.pin is PinCause.PREPARED_STATEMENT:
+                return _of_prepared(found, tokens)
             if head in _WITH_EXPRESSIONS and found.transaction is TransactionEffect.NONE:
                 return _with_expressions(found, tokens, reading)
             return found

@@ -44,6 +44,14 @@ class Shown(NamedTuple):
 
 _LOCK_TEXT_BYTES: Final = 8192  # longest text in which the names of locks are looked for
 
+_PREPARED_TEXT_BYTES: Final = 8192  # longest PREPARE whose text is looked at
+# Of characters that are one byte in ASCII, in the form in which mysql_read_back writes them.
+_HEX_TEXT: Final = re.compile(
+    r"_(?:utf8mb4|utf8mb3|utf8|latin1|ascii) (?:0x(?P<digits>(?:[0-9A-F]{2})+)|'') COLLATE \w+"
+)
+_ESCAPE: Final = re.compile(r"\\([\s\S])")
+_ESCAPED: Final = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a", "%": "\\%", "_": "\\_"}
+
 _VARIABLES: Final = {
     b"identity": Asked.LAST_INSERT_ID,
     b"last_insert_id": Asked.LAST_INSERT_ID,
@@ -128,6 +136,91 @@ def named_locks(sql: bytes, reading: Reading) -> set[str] | None:
                 return None
             found.add(text.lower())
     return found or None
+
+
+def text_to_prepare(sql: bytes, reading: Reading) -> tuple[bytes | None, str | None]:
+    """What PREPARE prepares: the text itself, or the user variable that has it; (None, None) for anything else."""
+    if len(sql) > _PREPARED_TEXT_BYTES:
+        return None, None
+    lexed = lex(sql, reading)
+    if lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+        return None, None
+    tokens = lexed.statements[0]
+    if len(tokens) != 4 or tokens[2].word != "FROM":
+        return None, None
+    source = tokens[3]
+    if source.kind is TokenKind.USER_VARIABLE:
+        return None, source.text
+    return (string_value(source.text, reading), None) if source.kind is TokenKind.STRING else (None, None)
+
+
+def string_value(literal: str, reading: Reading) -> bytes | None:
+    """The ASCII text that a literal stands for: `'...'`, or what the gateway makes of a value that it has read back.
+
+    None for any other, and where that depends on what is not known here.
+    """
+    known = _HEX_TEXT.fullmatch(literal)
+    if known is not None:
+        value = bytes.fromhex(known["digits"] or "")
+        return value if value.isascii() else None
+    quote = literal[:1]
+    if len(literal) < 2 or quote not in "'\"" or literal[-1] != quote or not literal.isascii():
+        return None
+    inner = literal[1:-1].replace(quote + quote, quote)
+    if "\\" not in inner or reading.no_backslash_escapes:
+        return inner.encode()
+    return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), inner).encode()
+
+
+class Diagnosed(NamedTuple):
+    """What GET DIAGNOSTICS asks for: items of one condition, by its number from 1, or of the statement as a whole."""
+
+    condition: int | None
+    items: tuple[tuple[str, str], ...]  # user variable, and the name of the item in upper case
+
+
+def diagnosed(sql: bytes, reading: Reading) -> Diagnosed | None:
+    """What GET [CURRENT] DIAGNOSTICS asks for; None for what is not plain."""
+    lexed = lex(sql, reading) if len(sql) <= _PREPARED_TEXT_BYTES else None
+    if lexed is None or lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+        return None
+    tokens = [token for token in lexed.statements[0] if token.word != "CURRENT"]
+    words = [token.word for token in tokens]
+    if words[:2] != ["GET", "DIAGNOSTICS"]:
+        return None
+    condition, at = None, 2
+    if words[2:3] == ["CONDITION"]:
+        if len(tokens) < 4 or not tokens[3].text.isdecimal():
+            return None
+        condition, at = int(tokens[3].text), 4
+    items: list[tuple[str, str]] = []
+    while True:
+        item = tokens[at : at + 3]
+        if len(item) < 3 or item[0].kind is not TokenKind.USER_VARIABLE or words[at + 1] != "=":
+            return None
+        items.append((item[0].text, words[at + 2]))
+        at += 3
+        if at == len(tokens):
+            return Diagnosed(condition, tuple(items))
+        if words[at] != ",":
+            return None
+        at += 1
+
+
+def counts_its_rows(sql: bytes, reading: Reading) -> bool:
+    """Whether FOUND_ROWS() after this SELECT is the number of its rows (tried): with an offset it is more."""
+    if len(sql) > _PREPARED_TEXT_BYTES:
+        return False
+    lexed = lex(sql, reading)
+    if lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+        return False
+    tokens = lexed.statements[0]
+    for index, token in enumerate(tokens):
+        if token.word in ("OFFSET", "EXAMINED", "PROCEDURE", "FETCH"):
+            return False
+        if token.word == "LIMIT" and "," in (one.word for one in tokens[index + 1 : index + 3]):
+            return False
+    return True
 
 
 def asks_for_thread_id(sql: bytes) -> bool:

@@ -79,6 +79,8 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
     """What an operation is in the database of `reading`."""
     resolver = _Resolver(catalogue, reading)
     database = reading.database
+    if operation.statement == "call":
+        return resolver.call_of_procedure(operation, database)
     if operation.describes:
         opened = _Reads()
         resolver.tables(opened, operation.reads, (), database, [])
@@ -341,7 +343,16 @@ class _Resolver:
         if catalogue.problem is not None or sight is None:
             found.writes_whole = False
             return ()
-        pending = [(table, event) for table in unqualified(base.writes, database) for event in _events(base)]
+        seen = self._caused_by(
+            [(table, event) for table in unqualified(base.writes, database) for event in _events(base)], found
+        )
+        named = {catalogue.key(table) for table in unqualified(base.writes, database)}
+        return tuple(dict.fromkeys(table for table, _ in seen if table not in named and table not in catalogue.views))
+
+    def _caused_by(self, pending: list[tuple[Table, str]], found: _Reads) -> dict[tuple[Table, str], None]:
+        """Every table that these writes come to, each with its event; `pending` is used up."""
+        catalogue, sight = self.catalogue, self.catalogue.sight
+        assert sight is not None
         seen: dict[tuple[Table, str], None] = {}
         while pending:
             table, event = pending.pop()
@@ -368,8 +379,23 @@ class _Resolver:
                     pending.append((foreign_key.child, event))
                 elif rule.startswith("SET"):
                     pending.append((foreign_key.child, "UPDATE"))
-        named = {catalogue.key(table) for table in unqualified(base.writes, database)}
-        return tuple(dict.fromkeys(table for table, _ in seen if table not in named and table not in catalogue.views))
+        return seen
+
+    def call_of_procedure(self, operation: SqlOperation, database: str | None) -> SqlOperation:
+        """CALL, without its pin if all of the procedure's body is understood and leaves nothing on the connection."""
+        catalogue, sight, proven = self.catalogue, self.catalogue.sight, operation.if_proven
+        (name,) = operation.calls or (None,)
+        home = name.database or database if name is not None else None
+        if proven is None or name is None or home is None or sight is None or catalogue.stale or catalogue.problem:
+            return operation
+        routine = catalogue.procedure(Table(name.name, home))
+        if routine is None or not sight.routines(home):
+            return operation
+        found = _Reads()
+        written = self._caused_by(self._called(routine, found, []), found)
+        if not found.writes_whole or found.pin is not None:
+            return operation
+        return replace(proven, reads=tuple(found.reads), writes=tuple(dict.fromkeys(table for table, _ in written)))
 
     def _fired(self, trigger: Trigger, found: _Reads) -> list[tuple[Table, str]]:
         """What a trigger writes and by which event; what it reads is added to what was found."""

@@ -34,6 +34,17 @@ CONNECTION_PREFIXES: Final = (
     "replicate_", "slave_", "replica_", "optimizer_trace", "performance_schema", "spider_", "system_versioning_",
 )  # fmt: skip
 
+TRACKERS: Final = frozenset(
+    {
+        "session_track_gtids",
+        "session_track_schema",
+        "session_track_state_change",
+        "session_track_system_variables",
+        "session_track_transaction_info",
+    }
+)
+"""What says of which changes a server tells. The gateway has some of its own (backends.mysql_trackers)."""
+
 ISOLATION_VARIABLES: Final = frozenset(["transaction_isolation", "tx_isolation"])
 ONE_SHOT_VARIABLES: Final = ISOLATION_VARIABLES | {"transaction_read_only", "tx_read_only"}
 """`SET @@name = ...` without a scope sets these for the next transaction only (manual: SET TRANSACTION)."""
@@ -150,6 +161,16 @@ def _transaction(found: _Found, tokens: Sequence[Token], *, session: bool) -> No
 
 
 def _system(found: _Found, name: str, value: Sequence[Token]) -> None:
+    if name in TRACKERS:
+        literal = _literal(value, words=True)
+        if literal is not None and _plain(value[-1]):
+            found.assignments.append(Assignment(Scope.SESSION, name, literal))
+        # Its connection is kept until the gateway's own trackers are on again.
+        return found.pinned(
+            PinCause.SESSION_VARIABLE,
+            f"sets {name}, beside which the gateway has its own",
+            Assignment(Scope.SESSION, name, ""),
+        )
     if name in CONNECTION_VARIABLES or name.startswith(CONNECTION_PREFIXES):
         return found.pinned(PinCause.SESSION_VARIABLE, f"sets {name}, which belongs to one connection")
     if "." in name:

@@ -18,19 +18,23 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.backends.mysql import Credentials, Left, MysqlConnection
+from gateway.backends.mysql_trackers import Heard, heard
 from gateway.errors import BackendRefused, Refused
 from gateway.net.endpoint import Endpoint
 from gateway.net.requests import Requests
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.attributes import AttributedReader, as_expected
 from gateway.protocol.mysql.commands import argument_of
+from gateway.protocol.mysql.compression import packets_ahead
 from gateway.protocol.mysql.constants import Capability, Command, ErrorCode
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import ServerError
-from gateway.protocol.mysql.packets import PacketError, PacketReader, packets_in
+from gateway.protocol.mysql.packets import HEADER, TOO_LARGE, PacketError, PacketReader, packets_in
+from gateway.protocol.mysql.renumbered import RenumberedTracker
 from gateway.protocol.mysql.replies import ReplyTracker
-from gateway.routing.operation import Kind, PinCause, SqlOperation, TransactionEffect
+from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
+from gateway.sessions.mysql_discard import Discarding
 from gateway.sessions.mysql_freshness import Freshness
 from gateway.sessions.mysql_infile import WantedFiles
 from gateway.sessions.mysql_prepared import ABOUT_CURSORS, COMMANDS, EXECUTE, FETCH, PREPARE, PreparedStatements
@@ -48,6 +52,9 @@ STALL_SECONDS: Final = 60.0  # a client that reads nothing for longer is cut off
 # half-closes still gets an answer that comes soon. MySQL's own SLEEP() and GET_LOCK() look every 5 s, too.
 HALF_CLOSED_SECONDS: Final = 5.0
 BACKLOG_BYTES: Final = 1 << 20  # commands that a client may pipeline behind the one that is being served
+
+LONG_BYTES: Final = 16_384  # from here on a command is looked at for whether the server takes it; all take as much
+UNASKED: Final = 0  # sequence id
 
 _QUERY: Final = int(Command.QUERY)
 _PING: Final = int(Command.PING)
@@ -80,7 +87,7 @@ class MysqlSession:
         self.reason = ""
         self.member: SqlMember | None = None
         self._wanted_files = WantedFiles(self)
-        self._keeps_positions = False  # the client has set up the tracking of positions itself
+        self._heard = Heard()
         self._tracker = self._new_tracker()
         self.answer_at: int | None = None  # sequence id of the next error, where the command's does not tell it
         self._plain = not login.capabilities & Capability.QUERY_ATTRIBUTES
@@ -112,7 +119,10 @@ class MysqlSession:
         try:
             messages = self._reader.feed(chunk)
         except PacketError as error:
-            self.end_with(error.code, str(error), error.sqlstate)
+            if error.code == ErrorCode.PACKET_TOO_LARGE:
+                Discarding(self, error, self._reader.take_held())
+            else:
+                self.end_with(error.code, str(error), error.sqlstate)
             return
         if self.connection is not None or self.requests.with_task or self._backlog or self._stalled:
             self._backlog.extend(messages)
@@ -269,8 +279,14 @@ class MysqlSession:
         command = raw[4]
         if not self._plain:
             raw = as_expected(raw)
-        tracker.begin(command, 1 if len(raw) < 0xFFFFFF else packets_in(raw))
         connection.taker = self
+        if len(raw) < LONG_BYTES:
+            tracker.begin(command)
+        else:
+            long = self._begin_long(connection, raw)
+            if long is None:
+                return
+            tracker = long
         if policy.timeout is not None:
             connection.endpoint.deadline = self.service.lane.now + policy.timeout
         if command < PREPARE:
@@ -279,6 +295,29 @@ class MysqlSession:
         self.prepared.send(connection, raw, tracker)
         if tracker.done:
             self._complete(b"")
+
+    def _begin_long(self, connection: MysqlConnection, raw: bytes) -> ReplyTracker | None:
+        """Expects the reply to a long command; None if the server would not take it, which the client is told then.
+
+        It would end the connection, and nobody could tell its refusal from a loss in the middle of a write.
+        """
+        count = packets_in(raw)
+        tracker = self._tracker
+        ahead = packets_ahead(len(raw)) if connection.compressed else 0
+        if ahead:
+            self._tracker = tracker = renumbered = RenumberedTracker(self.capabilities)
+            self._set_up(renumbered)
+            renumbered.begin(raw[4], count, ahead)
+        else:
+            tracker.begin(raw[4], count)
+        if len(raw) - count * HEADER < connection.max_packet:
+            return tracker
+        if connection.prelude is not None:
+            connection.retired = True  # nobody else may have it before that was answered
+        self.reply(answers.err(count + ahead, ErrorCode.PACKET_TOO_LARGE, TOO_LARGE))
+        self.residue.refused(self.commands, ErrorCode.PACKET_TOO_LARGE, TOO_LARGE, "08S01")
+        self.rules_version = -1  # declines the next command: it may ask about this one
+        return None
 
     def _may_have_written(self, connection: MysqlConnection, held: bool) -> None:
         """After an unknown outcome the session must not read behind what may have been committed."""
@@ -290,15 +329,23 @@ class MysqlSession:
 
     def _new_tracker(self) -> ReplyTracker:
         tracker = ReplyTracker(self.capabilities)
-        tracker.on_file = self._wanted_files
-        tracker.keep_positions = self._keeps_positions
+        self._set_up(tracker)
         return tracker
 
-    def _follow_tracking(self, connection: MysqlConnection) -> None:
-        """Pinned to a connection whose trackers the client has set, it hears all that they tell, as directly."""
-        name = b"session_track_system_variables" if connection.arming.mariadb else b"session_track_gtids"
-        if name in argument_of(self.raw).lower():
-            self._keeps_positions = self._tracker.keep_positions = True
+    def _set_up(self, tracker: ReplyTracker) -> None:
+        tracker.on_file = self._wanted_files
+        tracker.keep_positions, tracker.keep_schema = self._heard
+
+    def hear(self) -> None:
+        """Passes on what the client has asked servers to track, and nothing that the gateway asks for."""
+        identity = self.topology.identity
+        self._heard = heard(self.kept.state, mariadb=identity is not None and identity.mariadb)
+        self._set_up(self._tracker)
+
+    @property
+    def rows(self) -> int:
+        """How many the last result set had."""
+        return self._tracker.rows
 
     def begin_file(self) -> bytes:
         """A file of the client's follows the command at hand; returns what has come of it."""
@@ -395,8 +442,6 @@ class MysqlSession:
                 kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
                 if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
                     self.topology.catalogue.seen(operation)
-                if operation.pin is PinCause.SESSION_VARIABLE:
-                    self._follow_tracking(connection)
         else:
             in_transaction = self._failed(connection, operation, error)
         self._left_behind(connection, operation, command)
@@ -421,8 +466,9 @@ class MysqlSession:
         if in_part:
             kept.status = tracker.status
             in_transaction = in_transaction or bool(tracker.status & IN_TRANSACTION)
-        if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
-            kept.pin(self.prepared.as_query(self.raw), operation)
+        if operation.pin is not None or operation.unpin is not None:
+            connection.role_in_doubt = True
+            kept.stuck(self.prepared.as_query(self.raw), operation, error)
         if tracker.changes is not None and tracker.changes.database is not None:
             kept.follow_database(connection, tracker.changes.database)
         return in_transaction
@@ -584,7 +630,7 @@ class MysqlSession:
     def end_if_idle(self) -> None:
         """Ends the session if it is between transactions: the gateway is about to stop."""
         if self._is_idle():
-            self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", unasked=True)
+            self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", sequence=UNASKED)
 
     def end_by_kill(self) -> None:
         """Ends the session, and what runs for it, in the middle of whatever it does."""
@@ -599,7 +645,7 @@ class MysqlSession:
         self.retired = why
         self.rules_version = -1  # declines whatever comes next
         if self._is_idle():
-            self.end_with(ErrorCode.ACCESS_DENIED, why, unasked=True)
+            self.end_with(ErrorCode.ACCESS_DENIED, why, sequence=UNASKED)
 
     def _is_idle(self) -> bool:
         busy = self.connection is not None or self.requests.with_task or self._backlog
@@ -619,7 +665,7 @@ class MysqlSession:
             self.end_with(
                 4031,  # ER_CLIENT_INTERACTION_TIMEOUT
                 "The client was disconnected by the server because of inactivity.",
-                unasked=True,
+                sequence=UNASKED,
             )
 
     def overfull(self) -> None:
@@ -645,9 +691,9 @@ class MysqlSession:
         if self.finished is not None:
             self.finish_for_task(error)
 
-    def end_with(self, code: int, message: str, sqlstate: str | None = None, *, unasked: bool = False) -> None:
-        """Ends the session with an error; `unasked` ones answer no command, which clients see by the number 0."""
-        self.endpoint.write(answers.err(0 if unasked else 1, code, message, sqlstate))
+    def end_with(self, code: int, message: str, sqlstate: str | None = None, *, sequence: int = 1) -> None:
+        """Ends the session with an error; UNASKED ones answer no command, which clients see by their number."""
+        self.endpoint.write(answers.err(sequence, code, message, sqlstate))
         self.endpoint.finish()
         self.requests.end()
 
@@ -665,16 +711,14 @@ class MysqlSession:
             self._leave()
 
     def let_go(self, connection: MysqlConnection) -> None:
-        """Leaves a connection for good. On MySQL a role outlives the reset (SQL.md): nobody else may have that one."""
+        """Leaves a connection for good."""
         self.prepared.lost(connection)
-        if PinCause.ROLE in self.kept.pins:
-            connection.close()
-        else:
-            self.service.recycle(connection)
+        self.service.recycle(connection)
 
     def forget_all(self) -> None:
         """Gives back whatever the session has on connections: its client begins anew."""
-        self._keeps_positions = self._tracker.keep_positions = False
+        self._heard = Heard()
+        self._set_up(self._tracker)
         held, self.held = self.held, None
         for connection in {held, self.residue.writer, self.residue.last} - {None}:
             assert connection is not None

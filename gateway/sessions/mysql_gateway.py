@@ -25,7 +25,7 @@ _ADVICE: Final = {
     "TABLE_LOCK": "UNLOCK TABLES; transactions with row locks instead",
     "INSTANCE_LOCK": "UNLOCK INSTANCE, BACKUP STAGE END",
     "NAMED_LOCK": "RELEASE_LOCK() of each, or RELEASE_ALL_LOCKS()",
-    "PREPARED_STATEMENT": "prepared statements of the protocol (COM_STMT_*) instead of PREPARE as SQL text",
+    "PREPARED_STATEMENT": "DEALLOCATE PREPARE of each; prepared statements of the protocol (COM_STMT_*) instead",
     "HANDLER": "HANDLER ... CLOSE of each; SELECT instead",
     "PROCEDURE": "plain statements instead of the call",
     "TRANSACTION_CHARACTERISTIC": "COMMIT or ROLLBACK; SET SESSION TRANSACTION, or START TRANSACTION READ ONLY",

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.backends.mysql import MysqlConnection
+from gateway.backends.mysql_state import assignments_sql
+from gateway.backends.mysql_trackers import as_asked
 from gateway.errors import BackendRefused, ProtocolError
 from gateway.protocol.mysql.results import Row
-from gateway.routing.operation import Assignment, PinCause, Scope, SqlOperation
+from gateway.routing.operation import Assignment, Kind, PinCause, Scope, SqlOperation
+from gateway.routing.sql_set import TRACKERS
 from gateway.sessions.mysql_residue import Captured
 from gateway.sessions.mysql_state import IN_TRANSACTION
 
@@ -50,10 +53,12 @@ async def after_exchange(session: MysqlSession, operation: SqlOperation, pinned_
     if held is None:
         return
     kept = session.kept
+    session.hear()
     new = kept.pins.keys() - pinned_before
     with trio.CancelScope(shield=True):  # the statement has been answered: no KILL QUERY can mean it any more
         if operation.read_back and new:
             await _read_back(session, held, operation, frozenset(new))
+            session.hear()
         elif "release_lock" in operation.functions and PinCause.NAMED_LOCK in kept.pins:
             await _look_for_locks(session, held)
     if session.held is held and not kept.pins and not kept.status & IN_TRANSACTION:
@@ -79,13 +84,15 @@ async def _read_back(
     session: MysqlSession, held: MysqlConnection, operation: SqlOperation, new: frozenset[PinCause]
 ) -> None:
     mariadb = held.arming.mariadb
+    sql = session.prepared.text_and_reading(session.raw)[0]
     warnings: list[Row] = []
     if held.warned:
         shown = await _ask(session, held, "SHOW WARNINGS LIMIT 1024")
         warnings = shown[0] if shown is not None else []
     columns = ", ".join(_columns(one, mariadb=mariadb) for one in operation.read_back)
     answer = await _ask(session, held, f"SELECT {columns} LIMIT 1")
-    session.residue.captured = Captured(session.commands, warnings, 0, None, first=True)
+    row_count = None if operation.kind is Kind.UNKNOWN else 0
+    session.residue.captured = Captured(session.commands, warnings, row_count, None, first=True)
     session.rules_version = -1  # declines the next command: it may ask about this statement
     if answer is None:
         return
@@ -97,11 +104,27 @@ async def _read_back(
         value = (_user_value if one.scope is Scope.USER else _system_value)(row[at : at + width], kinds[at])
         if value is None:
             return
-        made.append(Assignment(one.scope, one.name, value))
+        made.append(as_asked(Assignment(one.scope, one.name, value), sql))
         at += width
     session.kept.know(held, tuple(made))
+    tracked = tuple(one for one in made if one.name in TRACKERS)
+    if tracked and not await _arm(session, held, tracked):
+        return
     for cause in new:
         session.kept.pins.pop(cause, None)
+
+
+async def _arm(session: MysqlSession, held: MysqlConnection, tracked: tuple[Assignment, ...]) -> bool:
+    """Has the gateway's own trackers on again beside those that the client has just set; False if that fails."""
+    try:
+        await held.acknowledge(assignments_sql(tracked, mariadb=held.arming.mariadb))
+    except (OSError, ProtocolError, BackendRefused) as error:
+        held.close()
+        session.backend_lost(held, error)
+        return False
+    finally:
+        held.taker = session
+    return True
 
 
 def _columns(one: Assignment, *, mariadb: bool) -> str:

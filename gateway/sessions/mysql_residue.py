@@ -17,10 +17,10 @@ from gateway.backends.mysql import Left, MysqlConnection
 from gateway.errors import BackendRefused, ProtocolError
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.answers import Column, Value
-from gateway.protocol.mysql.constants import Collation
+from gateway.protocol.mysql.constants import Collation, Command
 from gateway.protocol.mysql.results import Row
 from gateway.routing.operation import Kind, SqlOperation
-from gateway.routing.sql_asks import Asked, Item, select_items, shown
+from gateway.routing.sql_asks import Asked, Item, counts_its_rows, select_items, shown
 from gateway.sessions.mysql_prepared import EXECUTE
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Captured:
     row_count: int | None
     found_rows: int | None
     first: bool = False
+    sqlstates: tuple[str, ...] = ()  # of the first warnings
 
 
 class Residue:
@@ -107,10 +108,12 @@ class Residue:
             if row_count is None and operation is not None:
                 row_count = _row_count(operation, affected, warnings)
             self.captured = Captured(at, warnings, row_count, left.found_rows if left is not None else None)
+            if left is not None:
+                self.captured.sqlstates = tuple(left.sqlstates)
 
-    def refused(self, at: int, code: int, text: str) -> None:
+    def refused(self, at: int, code: int, text: str, sqlstate: str) -> None:
         """The gateway answered a statement with an error of its own, which is now the statement before."""
-        self.captured = Captured(at, [("Error", str(code), text)], -1, None, first=True)
+        self.captured = Captured(at, [("Error", str(code), text)], -1, None, first=True, sqlstates=(sqlstate,))
 
 
 def _row_count(operation: SqlOperation, affected: int, warnings: list[Row] | None) -> int | None:
@@ -142,7 +145,7 @@ async def insert_id_answer(session: MysqlSession, raw: bytes) -> bytes | None:
 async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
     """The reply to a question about the statement before, made from what is known of it; None if that is not enough."""
     sql = session.prepared.text_and_reading(raw)[0]
-    known = _known(session)
+    known = what_is_known(session)
     if known is None:
         return None
     asked = shown(sql)
@@ -186,7 +189,8 @@ async def answer(session: MysqlSession, raw: bytes) -> bytes | None:
     return _values(session, raw, values, 0 if _is_mariadb(session) else len(known.warnings or ()))
 
 
-def _known(session: MysqlSession) -> Captured | None:
+def what_is_known(session: MysqlSession) -> Captured | None:
+    """Of the statement before, where no connection can be asked for it any more; None for nothing."""
     residue = session.residue
     captured = residue.captured
     if captured is not None and captured.at == session.commands:
@@ -194,10 +198,18 @@ def _known(session: MysqlSession) -> Captured | None:
     if session.operation is None or residue.warned:
         return None
     if session.operation.kind is Kind.READ:
-        # Its connection was clean and serves others by now; how many rows it had nobody knows.
-        residue.captured = Captured(session.commands, [], -1, None)
+        # Its connection was clean and serves others by now.
+        residue.captured = Captured(session.commands, [], -1, _found_rows(session, session.operation))
         return residue.captured
     return None
+
+
+def _found_rows(session: MysqlSession, operation: SqlOperation) -> int | None:
+    """What FOUND_ROWS() is after a SELECT that was a query of its own; None if nobody can tell."""
+    if operation.statement != "select" or operation.multi or operation.found_rows or session.raw[4] != Command.QUERY:
+        return None
+    sql, reading = session.prepared.text_and_reading(session.raw)
+    return session.rows if counts_its_rows(sql, reading) else None
 
 
 async def _value(session: MysqlSession, known: Captured, asked: Asked) -> int | None:

@@ -18,9 +18,10 @@ from gateway.errors import BackendRefused, Refused
 from gateway.protocol.mysql.commands import argument_of, database_of
 from gateway.protocol.mysql.constants import Command, ErrorCode, Status
 from gateway.protocol.mysql.handshake import LoggedIn
-from gateway.protocol.mysql.ok_packet import SessionChanges
+from gateway.protocol.mysql.ok_packet import ServerError, SessionChanges
 from gateway.routing.operation import Assignment, Kind, PinCause, Scope, SqlOperation, Table, TransactionEffect
 from gateway.routing.sql_asks import named_locks
+from gateway.sessions.mysql_text_prepared import PreparedTexts
 
 if TYPE_CHECKING:
     from gateway.replication.observe import ServerIdentity
@@ -36,7 +37,9 @@ WITHOUT_STATUS: Final = frozenset({Command.STMT_PREPARE, Command.STATISTICS})  #
 
 
 # What the things that these are about are called, is known.
-_WITH_NAMES: Final = frozenset((PinCause.TEMPORARY_TABLE, PinCause.HANDLER, PinCause.NAMED_LOCK))
+_WITH_NAMES: Final = frozenset(
+    (PinCause.TEMPORARY_TABLE, PinCause.HANDLER, PinCause.NAMED_LOCK, PinCause.PREPARED_STATEMENT)
+)
 _ENDS: Final = frozenset((TransactionEffect.COMMIT, TransactionEffect.ROLLBACK))
 
 
@@ -141,6 +144,7 @@ class SessionState:
         "reading",
         "state",
         "status",
+        "texts",
     )
 
     def __init__(self, service: MysqlService, login: LoggedIn) -> None:
@@ -151,10 +155,12 @@ class SessionState:
         self.status = AUTOCOMMIT
         self.idle_timeout = service.config.idle_timeout  # seconds that the client may say nothing
         self.pins: dict[PinCause, Pin] = {}
+        self.texts = PreparedTexts()
 
     def reset(self) -> None:
         """As after the log-in, but for the database (COM_RESET_CONNECTION)."""
         self.pins.clear()
+        self.texts.clear()
         identity = self._service.topology.identity
         self.state = fresh_state(identity, self.state.database, SERVERS_OWN)  # as is the log-in's character set
         self.reading = self._service.reading(self.state, 0, self._capabilities)
@@ -182,6 +188,8 @@ class SessionState:
         self, connection: MysqlConnection, raw: bytes, operation: SqlOperation, changes: SessionChanges | None
     ) -> None:
         """After success: what the statement did to the session. `status` is that of its reply already."""
+        if operation.pin is PinCause.PREPARED_STATEMENT:
+            raw, operation = self._follow_text(raw, operation)
         state = self.state
         if operation.database is not None:
             state = state.with_database(operation.database)
@@ -201,6 +209,8 @@ class SessionState:
                 connection.brought_to(state)
         elif bool(self.status & _NO_BACKSLASH_ESCAPES) != self.reading.no_backslash_escapes:
             self.reading = self._service.reading(state, self.status, self._capabilities)
+        if operation.pin is not None or operation.kind is Kind.UNKNOWN:
+            connection.role_in_doubt = True  # SET ROLE, or what may have run it
         if operation.pin is not None:
             self.pin(raw, operation)
         elif operation.statement == "savepoint" and not self.status & (AUTOCOMMIT | IN_TRANSACTION):
@@ -221,6 +231,26 @@ class SessionState:
         """
         if in_part or code in _IN_PART:
             self.follow_accounts(raw, operation)
+
+    def _follow_text(self, raw: bytes, operation: SqlOperation) -> tuple[bytes, SqlOperation]:
+        """After PREPARE or EXECUTE as SQL text: the statement that has to be followed."""
+        if operation.statement == "execute":
+            return self.texts.executed(raw, operation, self.reading, self._service.classifier)
+        if operation.statement == "prepare" and operation.names and not operation.multi:
+            known = not self.pins.keys() - {PinCause.PREPARED_STATEMENT}
+            self.texts.prepare(operation.names[0], argument_of(raw), self.reading, self.state if known else None)
+        return raw, operation
+
+    def stuck(self, raw: bytes, operation: SqlOperation, error: ServerError) -> None:
+        """After an error: what may have stuck to the connection nevertheless, and what cannot be there."""
+        if error.code == ErrorCode.UNKNOWN_STATEMENT and operation.unpin is PinCause.PREPARED_STATEMENT:
+            self._unpin(operation)  # a PREPARE that failed had dropped it
+        if operation.statement == "execute" and not operation.multi:
+            if PinCause.PREPARED_STATEMENT not in self.pins:
+                return  # there was nothing that it could have run
+            raw, operation = self.texts.executed(raw, operation, self.reading, self._service.classifier)
+        if operation.pin is not None and (operation.multi or operation.kind is Kind.UNKNOWN):
+            self.pin(raw, operation)
 
     def _idle_timeout(self) -> float:
         """The listener's, or less if the client has set `wait_timeout` (seconds): it expects to be cut off then."""
@@ -256,7 +286,7 @@ class SessionState:
         match operation.pin:
             case PinCause.TEMPORARY_TABLE:
                 return self._qualified(operation.temporary_tables) or None
-            case PinCause.HANDLER:
+            case PinCause.HANDLER | PinCause.PREPARED_STATEMENT:
                 return set(operation.names) or None
             case PinCause.NAMED_LOCK:
                 return named_locks(argument_of(raw), self.reading)

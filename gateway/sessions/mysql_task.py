@@ -20,6 +20,7 @@ from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, Tra
 from gateway.routing.route import Policy, Target
 from gateway.routing.sql_resolve import STALE
 from gateway.sessions.mysql_change_user import change_user
+from gateway.sessions.mysql_diagnostics import as_assignment, still_known
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
 from gateway.sessions.mysql_kill import interrupted, kill
@@ -99,7 +100,7 @@ class CommandTask:
         text = str(error)
         if isinstance(error, Refused) and not text.startswith("gateway: "):
             text = f"gateway: {text}"  # so that nobody looks for it in a server
-        self.session.residue.refused(self.session.commands, code, text)
+        self.session.residue.refused(self.session.commands, code, text, sqlstate)
         self.session.rules_version = -1  # declines the next command: it may ask about this one
         at, self.session.answer_at = self.session.answer_at, None
         self.session.endpoint.write(answers.err(at or packets_in(as_sent(raw)), code, text, sqlstate))
@@ -227,6 +228,12 @@ class CommandTask:
         raise OutcomeUnknown(f"{lost}; its outcome is unknown, and an open transaction was rolled back")
 
     async def _run(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
+        if operation.statement == "get diagnostics" and self.session.held is None:
+            stored = await as_assignment(self.session, raw)
+            if stored is not None:
+                await self._run(stored[0], *self._decide(stored[0]))
+                still_known(self.session, stored[1])
+                return
         captured = self.session.residue.captured
         own = captured is not None and captured.first and captured.at == self.session.commands
         if own and operation.last_connection and await self._answered(raw, operation):

@@ -133,7 +133,7 @@ async def test_who_loses_a_bound_connection_is_told_what_it_left_there(mariadb_g
         connection.last_session = session
         pool.give_back(connection)
         assert await pool.take(CREDENTIALS, SHOP) is connection
-        assert session.lost == [Left(insert_id=1, row_count=0, found_rows=1, warnings=[])]
+        assert session.lost == [Left(insert_id=1, row_count=0, found_rows=1, warnings=[], sqlstates=[])]
         assert await connection.ask("SELECT @a, LAST_INSERT_ID()") == [(None, "0")]
         pool.give_back(connection)
         assert pool.taken_over == 1

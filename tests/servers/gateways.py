@@ -309,3 +309,22 @@ def sql_group(request: pytest.FixtureRequest) -> MysqlGroup:
     """Each of the two groups in turn, for gateways with settings of their own."""
     found: MysqlGroup = request.getfixturevalue(f"{request.param}_group")
     return found
+
+
+@pytest.fixture
+def small(sql_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]) -> Iterator[SqlGateway]:
+    """A gateway with two connections per server."""
+    settings = 'pool = {size = 2, acquire_timeout = "500ms"}'
+    name = f"small {sql_group.primary.flavor}"
+    yield from shared_gateway(name, sql_group, session_stack, shared_gateways, settings=settings)
+
+
+def busy(gateway: SqlGateway) -> None:
+    """Other clients use every connection to the primary of a `small` gateway, and leave."""
+    with contextlib.ExitStack() as clients:
+        others = [clients.enter_context(gateway.connect()) for _ in range(2)]
+        for other in others:
+            other.begin()
+            assert value(other, "SELECT @@server_id") == 1
+        for other in others:
+            other.rollback()

@@ -349,3 +349,47 @@ def test_rules_on_columns_know_what_an_asterisk_stands_for(gateways: GatewayMake
         gateway.wait_until(lambda: "rules reloaded" in gateway.log.read_text(), "the rules are in force")
         assert rule_of(other, "SELECT * FROM plain") == "exact"
         assert rule_of(other, "SELECT * FROM accounts") is None
+
+
+PROCEDURES = """
+CREATE PROCEDURE adds(x INT) BEGIN DECLARE n INT DEFAULT 0; INSERT INTO log VALUES (x); \
+SELECT COUNT(*) INTO n FROM log; SELECT n; END
+CREATE PROCEDURE through(x INT) CALL adds(x + 1)
+CREATE PROCEDURE tells(IN x INT, OUT y INT, INOUT z VARCHAR(20)) BEGIN SET y = x * 2; SET z = CONCAT(z, '!'); END
+CREATE PROCEDURE sets() SET @left = 5
+CREATE PROCEDURE locks() SELECT GET_LOCK('left', 0)
+CREATE PROCEDURE makes() CREATE TEMPORARY TABLE tmp (a INT)
+CREATE PROCEDURE mode() SET SESSION sql_mode = ''
+CREATE PROCEDURE runs() BEGIN PREPARE s FROM 'SELECT 1'; EXECUTE s; END
+CREATE PROCEDURE begins() BEGIN START TRANSACTION; INSERT INTO log VALUES (9); END
+CREATE PROCEDURE nested() BEGIN INSERT INTO log VALUES (1); CALL sets(); END
+""".strip().splitlines()
+
+
+def test_a_procedure_that_leaves_nothing_does_not_pin(sql_gateway: SqlGateway) -> None:
+    with sql_gateway.connect() as one:
+        rows(one, "CREATE TABLE log (a INT)")
+        for statement in PROCEDURES:
+            rows(one, statement)
+        for call in ("CALL adds(1)", "CALL shop.through(2)", "CALL adds(LENGTH('abc'))"):
+            assert rows(one, call)
+            assert rows(one, "SHOW GATEWAY PINS") == [], call
+        rows(one, "SET @z = 'it'")
+        rows(one, "CALL tells(21, @y, @z)")
+        assert rows(one, "SHOW GATEWAY PINS") == []
+        assert rows(one, "SELECT @y, @z") == [(42, "it!")]
+        one.begin()
+        rows(one, "CALL adds(5)")
+        one.rollback()
+        assert value(one, "SELECT COUNT(*) FROM log") == 3
+        assert rows(one, "SHOW GATEWAY PINS") == []
+    for name in ("sets", "locks", "makes", "mode", "runs", "begins", "nested"):
+        with sql_gateway.connect() as one:
+            rows(one, f"CALL {name}()")
+            assert len(rows(one, "SHOW GATEWAY PINS")) == 1, name
+    with sql_gateway.connect() as one, sql_gateway.connect() as other:
+        rows(other, "DROP PROCEDURE adds")
+        rows(other, "CREATE PROCEDURE adds(x INT) SET @left = x")
+        rows(one, "CALL adds(7)")
+        assert value(one, "SELECT @left") == 7
+        assert len(rows(one, "SHOW GATEWAY PINS")) == 1

@@ -145,6 +145,22 @@ def test_connections_to_servers_are_compressed(compressing: SqlGateway) -> None:
         assert rows(one, "SELECT @a, @@character_set_client") == [(5, "latin1")]
 
 
+LONGEST = 0xFFFFFF
+
+
+@pytest.mark.parametrize("length", [LONGEST - 4, LONGEST - 3, LONGEST - 1, LONGEST, 2 * LONGEST - 7, 2 * LONGEST - 1])
+def test_a_command_near_the_end_of_a_packet_is_answered(compressing: SqlGateway, length: int) -> None:
+    """The last bytes of some need one compressed packet more, which a server numbers its reply by."""
+    statement = b"SELECT LENGTH('" + b"x" * (length - 18) + b"')"
+    with WireClient(compressing) as one:
+        for _ in range(2):
+            raw = commands.query(statement)
+            one.send(raw)
+            one.read_reply(Command.QUERY, len(raw) // (LONGEST + 4) + 1)
+            assert one.tracker.error is None
+            assert one.rows("SELECT 5") == [("5",)]
+
+
 def test_a_file_goes_through_two_compressed_connections(compressing: SqlGateway, tmp_path: Path) -> None:
     compressing.group.primary.query("SET GLOBAL local_infile = 1")
     (tmp_path / "rows.csv").write_text("".join(f"{number},text {number}\n" for number in range(300_000)))

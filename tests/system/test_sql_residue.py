@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pymysql
 import pytest
-from gateways import Connection, SqlGateway, rows, shared_gateway, value
+from gateways import Connection, SqlGateway, busy, rows, value
 
-from gateway.demo.mysql_servers import APP, MysqlGroup
-from gateway.demo.stack import Stack
+from gateway.demo.mysql_servers import APP
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def small(sql_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]) -> Iterator[SqlGateway]:
-    """A gateway with two connections per server."""
-    settings = 'pool = {size = 2, acquire_timeout = "500ms"}'
-    name = f"small {sql_group.primary.flavor}"
-    yield from shared_gateway(name, sql_group, session_stack, shared_gateways, settings=settings)
 
 
 @pytest.fixture
@@ -36,17 +26,6 @@ def sides(small: SqlGateway) -> Iterator[tuple[Connection, Connection]]:
             rows(side, "SET NAMES utf8mb4")
         yield through, direct
     primary.query("DROP TABLE sbtest.t")
-
-
-def busy(gateway: SqlGateway) -> None:
-    """Other clients use every connection of the primary's pool, and leave."""
-    with contextlib.ExitStack() as clients:
-        others = [clients.enter_context(gateway.connect()) for _ in range(2)]
-        for other in others:
-            other.begin()
-            assert value(other, "SELECT @@server_id") == 1
-        for other in others:
-            other.rollback()
 
 
 def seen(connection: Any, question: str) -> tuple[Any, ...]:
@@ -112,6 +91,97 @@ def test_found_rows_are_told_after_the_connection_was_lent(
     assert mine == theirs
     assert mine[0] == ((3,),)
     assert seen(sides[0], "SHOW WARNINGS")[0] == seen(sides[1], "SHOW WARNINGS")[0]
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("SELECT a FROM t", 3),
+        ("SELECT a FROM t LIMIT 2", 2),
+        ("SELECT a FROM t WHERE a > 9", 0),
+        ("SELECT a FROM t UNION SELECT 7", 4),
+        ("SELECT a FROM t LIMIT 1 OFFSET 1", None),
+        ("SELECT a FROM t LIMIT 1, 1", None),
+        ("SELECT COUNT(*) FROM t", 1),
+    ],
+)
+def test_found_rows_of_a_plain_query(
+    small: SqlGateway, sides: tuple[Connection, Connection], statement: str, found: int | None
+) -> None:
+    through, direct = sides
+    for side in sides:
+        rows(side, "INSERT INTO t (b) VALUES ('a'), ('b'), ('c')")
+    small.group.wait_caught_up()
+    with small.connect() as other:
+        for lent in (False, True):
+            for side in sides:
+                rows(side, statement)
+            if lent:
+                for _ in range(4):
+                    value(other, "SELECT 1 FROM shop.t LIMIT 1")
+            wanted = value(direct, "SELECT FOUND_ROWS()")
+            assert found is None or wanted == found
+            try:
+                told = value(through, "SELECT FOUND_ROWS()")
+            except pymysql.MySQLError as refused:
+                assert found is None, refused  # noqa: PT017 - a refusal is allowed, a wrong value is not
+            else:
+                assert told == wanted
+
+
+DIAGNOSED = (
+    ("GET DIAGNOSTICS @n = NUMBER, @r = ROW_COUNT", "SELECT @n, @r"),
+    (
+        "GET CURRENT DIAGNOSTICS CONDITION 1 @s = RETURNED_SQLSTATE, @e = MYSQL_ERRNO, @m = MESSAGE_TEXT",
+        "SELECT @s, @e, @m",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("statement", "warns"),
+    [
+        ("DROP TABLE IF EXISTS sbtest.nowhere", True),
+        ("INSERT IGNORE INTO t VALUES (1, 'a'), (1, 'b')", True),
+        ("SELECT 1 + 'x' FROM t LIMIT 1", True),
+        ("/* gateway: primary */ SELECT 1 + 'x' FROM t LIMIT 1", True),
+        ("SELECT a FROM t", False),
+        ("INSERT INTO t (b) VALUES ('c'), ('d')", False),
+    ],
+)
+@pytest.mark.parametrize("lent", [False, True])
+def test_diagnostics_are_the_statement_befores(
+    small: SqlGateway, sides: tuple[Connection, Connection], statement: str, warns: bool, lent: bool
+) -> None:
+    for side in sides:
+        rows(side, "INSERT INTO t VALUES (1, 'x'), (2, 'y')")
+    small.group.wait_caught_up()
+    with small.connect() as other:
+        for side in sides:
+            rows(side, statement)
+        if lent:
+            busy(small)
+            for _ in range(4):
+                value(other, "SELECT 1 FROM shop.t LIMIT 1")
+        found: list[list[object]] = []
+        for side in sides:
+            told: list[object] = []
+            diagnosed = DIAGNOSED[: 2 if warns else 1]
+            for get, _ in diagnosed:
+                rows(side, get)
+            told += [rows(side, asked) for _, asked in diagnosed]
+            found.append(told)
+        assert found[0] == found[1]
+
+
+def test_diagnostics_of_a_refusal_of_the_gateway(small: SqlGateway) -> None:
+    with small.connect() as one:
+        with pytest.raises(pymysql.MySQLError):
+            rows(one, "SHOW GATEWAY NONSENSE")
+        rows(one, "GET DIAGNOSTICS CONDITION 1 @s = RETURNED_SQLSTATE, @e = MYSQL_ERRNO")
+        rows(one, "GET DIAGNOSTICS @n = NUMBER")
+        assert rows(one, "SELECT @s, @e, @n") == [("42000", 1235, 1)]
+        assert rows(one, "SHOW GATEWAY PINS") == []
 
 
 @pytest.mark.parametrize("state", ["idle", "in a transaction"])

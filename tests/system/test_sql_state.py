@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pymysql
 import pytest
-from gateways import GatewayMaker, SqlGateway, rows, shared_gateway, value
+from gateways import GatewayMaker, SqlGateway, busy, rows, value
 
 from gateway.demo.mysql_servers import APP, Account, MysqlGroup
-from gateway.demo.stack import Stack
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def small(sql_group: MysqlGroup, session_stack: Stack, shared_gateways: dict[str, SqlGateway]) -> Iterator[SqlGateway]:
-    """A gateway with two connections per server."""
-    settings = 'pool = {size = 2, acquire_timeout = "500ms"}'
-    name = f"small {sql_group.primary.flavor}"
-    yield from shared_gateway(name, sql_group, session_stack, shared_gateways, settings=settings)
-
-
-def busy(gateway: SqlGateway) -> None:
-    """Another client uses every connection of the pools, and leaves."""
-    with contextlib.ExitStack() as clients:
-        others = [clients.enter_context(gateway.connect()) for _ in range(2)]
-        for other in others:
-            other.begin()
-            assert value(other, "SELECT @@server_id") == 1
-        for other in others:
-            other.rollback()
 
 
 def test_what_was_set_follows_the_session_to_any_connection(small: SqlGateway) -> None:
@@ -105,6 +85,24 @@ def test_an_insert_id_that_was_lost_with_its_connection_is_not_made_up(small: Sq
         assert value(one, "SELECT LAST_INSERT_ID()") == 9
 
 
+def test_an_insert_id_that_was_lost_during_another_statement_is_not_made_up(small: SqlGateway) -> None:
+    primary = small.group.primary
+    sleeping = "SELECT id FROM information_schema.processlist WHERE info LIKE 'DO SLEEP%'"
+    with small.connect() as one:
+        rows(one, "CREATE TABLE t (a INT PRIMARY KEY AUTO_INCREMENT)")
+        rows(one, "INSERT INTO t VALUES (NULL)")
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(rows, one, "DO SLEEP(20)")
+            small.wait_until(lambda: len(primary.query(sleeping)) == 1, "it sleeps")
+            primary.query(f"KILL {primary.query(sleeping)[0][0]}")
+            with pytest.raises(pymysql.MySQLError, match="outcome is unknown"):
+                asked.result(30.0)
+        with pytest.raises(pymysql.MySQLError, match=r"gateway:.*LAST_INSERT_ID"):
+            value(one, "SELECT LAST_INSERT_ID()")
+        rows(one, "INSERT INTO t VALUES (NULL)")
+        assert value(one, "SELECT LAST_INSERT_ID()") == 2
+
+
 def kill_all(gateway: SqlGateway) -> None:
     """Ends the application's connections at the primary, as an administrator would, and waits until all know."""
     primary = gateway.group.primary
@@ -139,7 +137,7 @@ def test_what_speaks_of_a_replicas_statement_and_writes_is_refused_and_pins_noth
     with small.connect() as one:
         rows(one, "CREATE TABLE t (a INT)")
         rows(one, "INSERT INTO t VALUES (1), (2)")
-        for question in ("INSERT INTO t SELECT FOUND_ROWS()", "GET DIAGNOSTICS @n = NUMBER"):
+        for question in ("INSERT INTO t SELECT FOUND_ROWS()", "DO FOUND_ROWS()"):
             small.group.wait_caught_up()
             assert value(one, "SELECT @@server_id FROM t LIMIT 1") in (2, 3)
             with pytest.raises(pymysql.MySQLError, match="gateway:"):

@@ -15,10 +15,11 @@ for clients that check it. Theirs are not checked: those of the packets inside a
 packets inside its reply from where the *compressed* packets of the command ended (tried). So towards a server every
 ordinary packet is one compressed packet with the same number, and replies are what they would be without compression.
 Packets of 16 MiB - 1 do not fit; their last bytes go in front of the next. A command whose last packet is less than
-5 bytes smaller needs one compressed packet more: its reply is a number ahead, and will not be understood.
+5 bytes smaller needs one compressed packet more: its reply is numbered by `packets_ahead` more.
 
-What is compressed is at most PIECE_BYTES at once, since others wait meanwhile: a longer packet goes to a server as it
-is.
+What is compressed is at most PIECE_BYTES at once, since others wait meanwhile. The header of a longer packet says what
+it came to, so it is compressed piece by piece and sent when it is whole; if its first piece hardly shrinks, it goes as
+it is.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from functools import cache
 from typing import Final
 
 from gateway.protocol.mysql.constants import MAX_PAYLOAD, Capability, ErrorCode
-from gateway.protocol.mysql.packets import HEADER, PacketError
+from gateway.protocol.mysql.packets import HEADER, TOO_LARGE, PacketError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,6 +44,7 @@ ZLIB_LEVEL: Final = 1  # the servers take 6, which is three times the time for a
 ZSTD_LEVEL: Final = 3  # the servers' default; a client says its own in the handshake
 ZSTD_LEVELS: Final = range(1, 7)  # of the 22 that a client may name: a piece at level 22 takes 100 ms, at 6 2 ms
 LEAST_COST: Final = 256  # bytes that a packet counts at least, of those given to the owner at once
+LEAST_SAVED: Final = 8_192  # bytes of the first piece; what does not shrink in 16 MiB grows by less (5 bytes in 16 KiB)
 WINDOW_LOG: Final = 24  # zstd: a packet has at most 16 MiB, no window need be larger (2**24 bytes)
 
 _ZLIB: Final = int(Capability.COMPRESS)
@@ -113,6 +115,32 @@ def algorithm_of(capabilities: int) -> int:
     return capabilities & _ZLIB or capabilities & _ZSTD
 
 
+def packets_ahead(size: int) -> int:
+    """How many compressed packets more than ordinary ones a command to a server takes, of `size` with all headers."""
+    return -(-size // MAX_PAYLOAD) - (size // (HEADER + MAX_PAYLOAD) + 1)
+
+
+class _LongPacket:
+    """One compressed packet to a server in the making: `size` bytes, `left` of which have not come yet."""
+
+    def __init__(self, algorithm: int, level: int, size: int, sequence: int) -> None:
+        self._packer: zlib._Compress | zstd.ZstdCompressor = (
+            zlib.compressobj(ZLIB_LEVEL) if algorithm == _ZLIB else zstd.ZstdCompressor(level)
+        )
+        self._packed: list[bytes] = []
+        self._size = size
+        self._sequence = sequence
+        self.left = size
+
+    def add(self, piece: bytes) -> None:
+        self._packed.append(self._packer.compress(piece))
+        self.left -= len(piece)
+
+    def whole(self) -> list[bytes]:
+        self._packed.append(self._packer.flush())
+        return [_header(sum(map(len, self._packed)), self._sequence, self._size), *self._packed]
+
+
 class CompressionLayer:
     """The compressed protocol on one connection; see the module, and `net.layers.Layer`.
 
@@ -127,6 +155,7 @@ class CompressionLayer:
         "_left",
         "_level",
         "_limit",
+        "_long",
         "_pending",
         "_plain_left",
         "_raw_left",
@@ -153,7 +182,8 @@ class CompressionLayer:
         self._plain_left = 0  # the same of one that is not compressed, which need not be there whole
         self._sequence = 0  # of the next compressed packet, whoever sends it
         # Where the stream of ordinary packets is that goes out to a server:
-        self._pending = b""  # the beginning of a packet whose header is not all there
+        self._pending = b""  # the beginning of a packet, until its first piece is there
+        self._long: _LongPacket | None = None
         self._raw_left = 0  # bytes of a compressed packet that goes out as it is, its header first
         self._carry = 0  # bytes that did not fit into the compressed packet before
         self._tail = 0  # the same, where no other packet follows that could have them
@@ -204,7 +234,7 @@ class CompressionLayer:
         """Takes the header of the next packet, and what is compressed whole; False if that is not all there."""
         length, size = self._length, self._size
         if max(size, length) > self._limit:
-            raise PacketError("Got a packet bigger than 'max_allowed_packet' bytes", ErrorCode.PACKET_TOO_LARGE)
+            raise PacketError(TOO_LARGE, ErrorCode.PACKET_TOO_LARGE)
         if size and not length:
             raise malformed("nothing is there")
         end = COMPRESSED_HEADER + (length if size else 0)
@@ -268,6 +298,14 @@ class CompressionLayer:
                 self._raw_left -= step
                 at += step
                 continue
+            if self._long is not None:
+                step = min(self._long.left, size - at)
+                self._long.add(plain[at : at + step])
+                at += step
+                if not self._long.left:
+                    parts += self._long.whole()
+                    self._long = None
+                continue
             if self._tail:
                 parts.append(_header(self._tail, self._sequence, 0))
                 self._raw_left, self._tail = self._tail, 0
@@ -279,13 +317,18 @@ class CompressionLayer:
             length, sequence = int.from_bytes(plain[header : header + 3], "little"), plain[header + 3]
             whole = self._carry + HEADER + length
             body = min(whole, MAX_PAYLOAD)
+            if size < at + min(body, PIECE_BYTES):
+                self._pending = plain[at:]
+                break
             self._carry = whole - body
-            if body <= PIECE_BYTES and at + body <= size:
+            if body <= PIECE_BYTES:
                 parts += self._packed(plain[at : at + body], sequence)
                 at += body
-            else:
+            elif len(self._packed(plain[at : at + PIECE_BYTES], 0)[1]) > PIECE_BYTES - LEAST_SAVED:
                 parts.append(_header(body, sequence, 0))
                 self._raw_left = body
+            else:
+                self._long = _LongPacket(self._algorithm, self._level, body, sequence)
             if length < MAX_PAYLOAD:  # no other goes on from here
                 self._tail, self._carry = self._carry, 0
                 self._sequence = sequence + 1

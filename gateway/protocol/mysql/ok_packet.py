@@ -158,8 +158,10 @@ def only_position(state: bytes) -> SessionChanges | None:
     return None
 
 
-def read_state(state: bytes, *, keep_positions: bool) -> tuple[SessionChanges, bytes]:
+def read_state(state: bytes, *, keep_positions: bool, keep_schema: bool = True) -> tuple[SessionChanges, bytes]:
     """Decode session state information; return it, and its bytes without positions (or with, if `keep_positions`).
+
+    Without `keep_schema` they are without the selected database, too.
 
     Entries of a type that is not known here are kept. Raises PacketError.
     """
@@ -189,6 +191,8 @@ def read_state(state: bytes, *, keep_positions: bool) -> tuple[SessionChanges, b
             found[kind] = text(entry[-1:])  # one byte, with no length of its own (tried), whatever the manual says
         elif kind in _STRINGS:
             found[kind] = text(read_lenenc_bytes(entry, 0)[0])
+            if kind == Tracked.SCHEMA and not keep_schema:
+                whole = b""
         kept.append(whole)
     changes = SessionChanges(
         database=found.get(Tracked.SCHEMA),

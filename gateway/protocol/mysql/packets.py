@@ -18,6 +18,9 @@ HEADER = 4  # bytes: payload length (3), sequence id (1)
 BEFORE_LOGIN_LIMIT = 64 * 1024  # bytes a peer may send in one packet before it is authenticated (SQL.md, Wire)
 
 
+TOO_LARGE = "Got a packet bigger than 'max_allowed_packet' bytes"  # the servers' own words for 1153
+
+
 class PacketError(ProtocolError):
     """Bytes that the MySQL protocol does not allow; `code` and `sqlstate` are for the ERR before the close."""
 
@@ -206,4 +209,4 @@ class PacketReader:
                 f"Got packets out of order: {sequence} where {expected} was expected", ErrorCode.PACKETS_OUT_OF_ORDER
             )
         if self._size + length > self.limit:
-            raise PacketError("Got a packet bigger than 'max_allowed_packet' bytes", ErrorCode.PACKET_TOO_LARGE)
+            raise PacketError(TOO_LARGE, ErrorCode.PACKET_TOO_LARGE)

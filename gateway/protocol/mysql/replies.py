@@ -110,6 +110,7 @@ class ReplyTracker:
     leftover        bytes of the last chunk behind the reply's end
     status          Status flags of the last OK or EOF. An ERR has none: look at `error` first
     warnings        of the last OK or EOF
+    rows            of the last result set
     affected_rows   of the last OK
     insert_id       of the last OK
     error           what the ERR packet said, or None
@@ -120,9 +121,10 @@ class ReplyTracker:
     infile          name of the file that the server asks the client for; the reply goes on after the client sent it,
                     and `file_sent` was called; `infile_at` is the sequence id of the request
 
-    `keep_positions` is the caller's to set: the client asked for GTIDs or last_gtid itself, so they are not filtered
-    out. So is `statement_told`: the id by which the client is to know the statement that COM_STMT_PREPARE makes.
-    `on_file` is called with the name when a server asks for a file, and raises PacketError to refuse.
+    `keep_positions` and `keep_schema` are the caller's to set: whether the client asked itself for GTIDs or last_gtid,
+    and for its database, so that they are not filtered out. So is `statement_told`: the id by which the client is to
+    know the statement that COM_STMT_PREPARE makes. `on_file` is called with the name when a server asks for a file, and
+    raises PacketError to refuse.
     """
 
     __slots__ = (
@@ -149,10 +151,12 @@ class ReplyTracker:
         "infile_at",
         "insert_id",
         "keep_positions",
+        "keep_schema",
         "leftover",
         "on_file",
         "parameters",
         "refused",
+        "rows",
         "statement_id",
         "statement_told",
         "status",
@@ -168,9 +172,10 @@ class ReplyTracker:
         self._prefix = b""
         self._binary = False
         self.keep_positions = False
+        self.keep_schema = True
         self.statement_told: int | None = None
         self.on_file: Callable[[str], None] | None = None
-        self.status = self.warnings = self.affected_rows = self.insert_id = 0
+        self.status = self.warnings = self.affected_rows = self.insert_id = self.rows = 0
         self.leftover = b""
         self._skip = 0
         self._remaining = 0
@@ -235,7 +240,9 @@ class ReplyTracker:
         if size - at < _EOF_LENGTH + 4 or size > MAX_PAYLOAD:
             return False
         word, first = _HEAD(data, at)
+        self.rows = 0
         if first < 0xFE:
+            self.rows = 1
             at += (word & 0xFFFFFF) + 4
         if self._deprecate_eof:
             if at != size - _SHORTEST_OK - 4:
@@ -269,6 +276,7 @@ class ReplyTracker:
         phase = self._phase
         sent = 0
         out: list[bytes] | None = None
+        rows = self.rows
         head = -1  # where the result set at hand begins, if its metadata may become the prefix
         while phase != _END:
             if at > last:
@@ -284,14 +292,17 @@ class ReplyTracker:
                     word &= 0xFFFFFF
                     if first >= 0xFE or word == 0xFFFFFF:
                         break
+                    rows += 1
                     at += word + 4
                 else:
                     continue
                 if word == MAX_PAYLOAD:  # also where the first byte is 0xFE: the row begins with a value over 16 MiB
                     self._continued = True
+                    rows += 1
                     at += word + 4
                     continue
                 if first == 0xFE and not self._deprecate_eof and word >= _SHORTEST_ROW:
+                    rows += 1
                     at += word + 4
                     continue
             elif phase == _SKIP:
@@ -305,6 +316,7 @@ class ReplyTracker:
                 self._remaining = remaining
                 if not remaining:
                     phase = self._phase = self._then
+                    rows = 0
                     if phase == _ROWS and head >= 0 and at <= size and at - head <= _PREFIX_LIMIT:
                         self._prefix = data[head:at]
                 continue
@@ -313,6 +325,7 @@ class ReplyTracker:
                 if prefix and data.startswith(prefix, at) and prefix[3] == self._sequence:
                     self._begun = True
                     phase = self._phase = _ROWS
+                    rows = 0
                     at += len(prefix)
                     continue
                 head = at
@@ -367,6 +380,7 @@ class ReplyTracker:
             if phase == _COLUMNS and self._phase == _ROWS and head >= 0 and at - head <= _PREFIX_LIMIT:
                 self._prefix = data[head:at]
             phase = self._phase
+        self.rows = rows
         return self._pause(data, at, sent, out)
 
     def _pause(self, data: bytes, at: int, sent: int, out: list[bytes] | None) -> bytes:
@@ -482,7 +496,7 @@ class ReplyTracker:
         if changes is not None:
             kept = state if self.keep_positions else b""
         else:
-            changes, kept = read_state(state, keep_positions=self.keep_positions)
+            changes, kept = read_state(state, keep_positions=self.keep_positions, keep_schema=self.keep_schema)
         self.changes = changes if self.changes is None else self.changes.then(changes)
         if not self._state_wanted:
             kept = b""

@@ -20,9 +20,10 @@ from gateway.protocol.mysql.compression import (
     SMALLEST,
     CompressionLayer,
     algorithm_of,
+    packets_ahead,
 )
 from gateway.protocol.mysql.constants import Capability, ErrorCode
-from gateway.protocol.mysql.packets import PacketError, packet
+from gateway.protocol.mysql.packets import PacketError, packet, packets_in
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -154,6 +155,24 @@ def test_a_last_packet_that_does_not_fit_needs_one_more(algorithm: int) -> None:
         wire = client.outbound(command) + client.outbound(PING)
         assert [sequence for _, sequence, _ in packets_of(wire)] == [0, 1, 0]
         assert drained(layer(algorithm), wire) == command + PING
+
+
+@BOTH
+@pytest.mark.parametrize("size", [PIECE_BYTES - 4, PIECE_BYTES, 3_000_000, 0xFFFFFF - 4, 0xFFFFFF, 0xFFFFFF * 2 - 7])
+def test_a_long_command_is_compressed_if_it_shrinks(algorithm: int, size: int) -> None:
+    noise = random.Random(size).randbytes(size)
+    for payload, shrinks in ((b"line of text\n" * (size // 13 + 1), True), (noise, False), (noise[:200_000], False)):
+        client = layer(algorithm, towards_server=True)
+        command = packet(0, payload[:size])
+        wire = b"".join(
+            client.outbound(command[at : at + PIECE_BYTES]) for at in range(0, len(command), PIECE_BYTES)
+        ) + client.outbound(PING)
+        assert (len(wire) < len(command) / 2) == shrinks
+        assert len(wire) < len(command) + 100
+        assert drained(layer(algorithm), wire) == command + PING
+        ahead = packets_ahead(len(command))
+        assert len(packets_of(wire)) == packets_in(command) + ahead + 1
+        assert ahead == (len(command) == 2 * 0xFFFFFF + 1)
 
 
 @BOTH
