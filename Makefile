@@ -18,7 +18,7 @@ demo: $(VENV)/installed ## start real servers and the gateway, and watch reads a
 	$(RUN) gateway demo
 
 test: $(VENV)/installed servers ## run every test, on real servers
-	$(RUN) pytest -n 3 --dist loadfile -o faulthandler_timeout=300 $(PYTEST)
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder -o faulthandler_timeout=300 $(PYTEST)
 
 check: $(VENV)/installed ## ruff, the formatter, mypy and the fast tests
 	$(VENV)/bin/ruff check .
