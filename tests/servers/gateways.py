@@ -11,6 +11,7 @@ level error is a failure of the test, unless the test names what it expects (`ga
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -39,7 +40,8 @@ class SqlGateway(Server):
     """A gateway with one MySQL listener "sql" before one group "orders".
 
     `listener` and `settings` are further lines of TOML of the two, `rules` the text of a rule file, `general` more of
-    [gateway]. `users` are accounts, or the TOML of the group's users.
+    [gateway], `members` more of each member's table, in the group's order. `users` are accounts, or the TOML of the
+    group's users.
     """
 
     label = "gateway"
@@ -53,6 +55,7 @@ class SqlGateway(Server):
         settings: str = "",
         rules: str = "",
         general: str = "",
+        members: tuple[str, ...] = (),
         users: tuple[Account, ...] | str = (APP,),
         overseers: tuple[Account, ...] = (),
         development: bool = True,
@@ -63,6 +66,7 @@ class SqlGateway(Server):
         self.settings = settings
         self.rules = rules
         self.general = general
+        self.members = members
         self.users = users
         self.development = development
         self.overseers = overseers  # those of `users` with sessions = "any"
@@ -92,7 +96,11 @@ class SqlGateway(Server):
     def prepare(self) -> None:
         self.rule_file.parent.mkdir(parents=True, exist_ok=True)
         self.rule_file.write_text(self.rules)
-        members = ", ".join(f'{{address = "{server.address}"}}' for server in self.group.servers)
+        members = ", ".join(
+            f'{{address = "{server.address}"{more and f", {more}"}}}'
+            for server, more in itertools.zip_longest(self.group.servers, self.members, fillvalue="")
+            if not isinstance(server, str)
+        )
         users = self.users
         if not isinstance(users, str):
             listed = ", ".join(

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from gateway.routing.functions import words
 
-GAPS = st.sampled_from([" "] * 12 + ["\n", "\t", "  ", "/**/", " /* x */ ", " -- x\n", " # '\n", "\r\n", " /* ' */ "])
+GAPS = st.sampled_from(
+    [" "] * 12 + ["\n", "\t", "  ", "/**/", " /* x */ ", " -- x\n", " # '\n", "\r\n", " /* ' */ ", "\v", "\f"]
+)
 LITERALS = st.sampled_from(
     """1|0|-2|1.5|.5|1e3|0x41|b'01'|x'41'|NULL|TRUE|'a'|'it''s'|'a\\'b'|"x"|''|N'n'|_utf8mb4'u'|'a' 'b'|@v
     |DATE '2024-01-01'|@@sql_mode|@@autocommit|'/*'|'-- '|'; x'""".replace("\n    ", "").split("|")
@@ -29,9 +31,10 @@ OTHER_FUNCTIONS = st.sampled_from(
         words(
             """
             evil my_func db.lower `count` shop.evil initcap to_json to_number columns against of GET_LOCK RELEASE_LOCK
-            NEXTVAL median SETVAL db.max `now` LAST_INSERT_ID
+            NEXTVAL median SETVAL db.max `now` LAST_INSERT_ID DEFAULT lıke valueſ caſe ıf oﬀset db.caſe ſome
             """
         )
+        | {"wee\N{KELVIN SIGN}", "lower\N{NO-BREAK SPACE}", "count$"}
     )
 )
 SPACES_BEFORE_PAREN = st.sampled_from([""] * 8 + [" ", "/**/", "\n", " /* */ "])
