@@ -130,6 +130,11 @@ class Evidence:
         return [what for what, is_so in found.items() if is_so]
 
 
+def _text(value: str | bytes) -> str:
+    """What a session shows is bytes to PyMySQL once it has set its character set to binary."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
 class Oracle:
     """Statements on one server, each in a fresh session whose database is `shop`."""
 
@@ -225,7 +230,7 @@ class Oracle:
         return 0, rows
 
     def _variables(self, connection: pymysql.connections.Connection[Any]) -> Mapping[str, str]:
-        return dict(self._run(connection, "SHOW SESSION VARIABLES")[1])
+        return {_text(name): _text(value) for name, value in self._run(connection, "SHOW SESSION VARIABLES")[1]}
 
     def _position(self) -> str:
         name = "@@gtid_binlog_pos" if self.mariadb else "@@gtid_executed"
@@ -262,7 +267,8 @@ class Oracle:
             error, _ = self._run(session, sql)
             status = int(getattr(session, "server_status", 0))  # of PyMySQL, which its types do not know
             _, counters = self._run(session, "SHOW SESSION STATUS LIKE 'Com\\_%'")
-            commands = {name for name, count in counters if int(count) and not _READ_COUNTERS.fullmatch(name)}
+            moved = {_text(name) for name, count in counters if int(count)}
+            commands = {name for name in moved if not _READ_COUNTERS.fullmatch(name)}
             after = self._variables(session)
             variables = {
                 name for name, value in after.items() if value != fresh.get(name) and not _VOLATILE.fullmatch(name)
@@ -270,6 +276,7 @@ class Oracle:
             user_variables = self._set_user_variables(session, sql)
             _, rows = self._run(session, "SELECT DATABASE(), LAST_INSERT_ID() LIMIT 1")
             database, insert_id = rows[0] if rows else ("shop", 0)  # none where the statement ended the session
+            database = _text(database)
             table_locks = self._run(session, "SELECT 1 FROM shop.sentinel LIMIT 1")[0] == TABLES_ARE_LOCKED
             locks = self._held_locks(sql)
             wrote = self._position() != before
