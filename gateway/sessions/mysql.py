@@ -438,6 +438,10 @@ class MysqlSession:
             elif command not in WITHOUT_STATUS:
                 kept.status = tracker.status & ~ABOUT_CURSORS
             in_transaction = kept.status & IN_TRANSACTION
+            if operation.release:  # the server ends its connection now, and the client's with it
+                connection.retired = True
+                self.endpoint.finish()
+                self.requests.end()
             if operation.kind is not Kind.READ or operation.pin is not None:
                 kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
                 if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
