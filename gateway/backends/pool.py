@@ -19,7 +19,8 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Borrower, Credentials, Left, MysqlConnection, connect
+from gateway.backends.mysql import Borrower, Credentials, Left, MysqlConnection
+from gateway.backends.mysql_log_in import connect
 from gateway.backends.mysql_server import MysqlServer
 from gateway.backends.mysql_state import Arming, State
 from gateway.backends.statements import SERVERS_LIMIT, SharedStatement, statements_per_connection

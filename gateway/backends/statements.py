@@ -14,7 +14,8 @@ from gateway.backends.mysql_context import context_of, lend, switch
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql.constants import Command
 from gateway.protocol.mysql.packets import PacketError
-from gateway.protocol.mysql.replies import Prelude, ReplyTracker
+from gateway.protocol.mysql.prelude import Prelude
+from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.statements import close_statement, fits_types, merged_types, prepare
 
 if TYPE_CHECKING:

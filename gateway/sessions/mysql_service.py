@@ -10,7 +10,8 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import MysqlConnection, Passwords, ask, log_in, log_in_errors
+from gateway.backends.mysql import MysqlConnection, Passwords
+from gateway.backends.mysql_log_in import ask, log_in, log_in_errors
 from gateway.backends.mysql_state import State
 from gateway.config import Listener
 from gateway.errors import BackendRefused, Refused, Unavailable

@@ -30,7 +30,8 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Credentials, Passwords, ask, log_in, log_in_errors
+from gateway.backends.mysql import Credentials, Passwords
+from gateway.backends.mysql_log_in import ask, log_in, log_in_errors
 from gateway.backends.mysql_server import MysqlServer
 from gateway.config import Address, User
 from gateway.errors import BackendRefused, Refused, Unavailable

@@ -20,7 +20,8 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.backends.mysql import Credentials, ask, log_in, log_in_errors
+from gateway.backends.mysql import Credentials
+from gateway.backends.mysql_log_in import ask, log_in, log_in_errors
 from gateway.backends.mysql_server import MysqlServer
 from gateway.errors import BackendRefused, ProtocolError, Unavailable
 from gateway.net.connect import Conversation

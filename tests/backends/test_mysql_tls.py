@@ -9,7 +9,8 @@ import pytest
 import trio
 from certificates import Authority
 
-from gateway.backends.mysql import Credentials, ask, log_in, log_in_errors
+from gateway.backends.mysql import Credentials
+from gateway.backends.mysql_log_in import ask, log_in, log_in_errors
 from gateway.backends.mysql_server import MysqlServer
 from gateway.config import Address, BackendTls
 from gateway.demo.mysql_servers import APP, MysqlFamilyServer, MysqlGroup

@@ -16,7 +16,8 @@ from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, Capability, 
 from gateway.protocol.mysql.greeting import AuthSwitchRequest, Greeting, HandshakeResponse
 from gateway.protocol.mysql.ok_packet import OkPacket, encode_ok, parse_eof, parse_err, parse_ok, read_state
 from gateway.protocol.mysql.packets import PacketError, PacketReader, packet
-from gateway.protocol.mysql.replies import Prelude, ReplyTracker
+from gateway.protocol.mysql.prelude import Prelude
+from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Kind

@@ -69,7 +69,7 @@ def test_release_ends_the_connection(small: SqlGateway, statement: str, capabili
 def test_a_session_that_releases_at_every_end_is_ended(small: SqlGateway) -> None:
     with WireClient(small) as one:
         one.rows("CREATE TABLE t (a INT)")
-        one.rows("SET completion_type = RELEASE")
+        one.rows("SET completion_type = 'RELEASE'")
         one.rows("BEGIN")
         one.rows("INSERT INTO t VALUES (1)")
         assert one.error(commands.query("COMMIT")) is None

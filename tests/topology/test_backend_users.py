@@ -12,7 +12,8 @@ import pytest
 import trio
 from backend_accounts import REMOTE, account, is_mysql, may_read_accounts
 
-from gateway.backends.mysql import Credentials, Passwords, log_in
+from gateway.backends.mysql import Credentials, Passwords
+from gateway.backends.mysql_log_in import log_in
 from gateway.config import MysqlGroup as Settings
 from gateway.config import load_config
 from gateway.demo.mysql_servers import MONITOR, MysqlGroup

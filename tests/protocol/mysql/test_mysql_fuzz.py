@@ -20,7 +20,8 @@ from gateway.protocol.mysql.greeting import AuthSwitchRequest, Greeting, Handsha
 from gateway.protocol.mysql.handshake import Denied, LoggedIn, Send
 from gateway.protocol.mysql.ok_packet import OkPacket, encode_ok, parse_eof, parse_err, parse_ok, read_state
 from gateway.protocol.mysql.packets import PacketError, PacketReader, lenenc_bytes, packet
-from gateway.protocol.mysql.replies import Prelude, ReplyTracker
+from gateway.protocol.mysql.prelude import Prelude
+from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader
 
 KEY = PasswordKey.generate()

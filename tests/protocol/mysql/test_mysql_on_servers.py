@@ -28,7 +28,8 @@ from gateway.protocol.mysql.client_handshake import ClientHandshake
 from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, NATIVE_PASSWORD, Capability, Command, Status
 from gateway.protocol.mysql.handshake import Connected, Denied, LoggedIn, Send
 from gateway.protocol.mysql.packets import PacketReader, packet
-from gateway.protocol.mysql.replies import Prelude, ReplyTracker
+from gateway.protocol.mysql.prelude import Prelude
+from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader
 
 TIMEOUT = 20.0  # seconds for one answer; a test that reaches it has failed

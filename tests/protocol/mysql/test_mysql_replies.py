@@ -22,7 +22,8 @@ from gateway.protocol.mysql.ok_packet import (
     read_state,
 )
 from gateway.protocol.mysql.packets import PacketError, lenenc_bytes, packet
-from gateway.protocol.mysql.replies import Prelude, ReplyTracker
+from gateway.protocol.mysql.prelude import Prelude
+from gateway.protocol.mysql.replies import ReplyTracker
 
 OLD = 0  # neither DEPRECATE_EOF nor SESSION_TRACK
 NEW = int(Capability.DEPRECATE_EOF | Capability.SESSION_TRACK)
