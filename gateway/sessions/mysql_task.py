@@ -210,7 +210,8 @@ class CommandTask:
 
     def _may_retry(self, operation: SqlOperation, policy: Policy) -> bool:
         """Whether a statement that was cut off before its first byte can be sent again: a proven read on its own."""
-        alone = self.session.kept.stays_at_primary() is None
+        # Of the statement before, no other connection knows.
+        alone = self.session.kept.stays_at_primary() is None and not operation.last_connection
         return alone and operation.kind is Kind.READ and policy.target is Target.REPLICA and self._attempts < ATTEMPTS
 
     def _raise_unknown(self, declined: Declined, operation: SqlOperation, error: Exception) -> None:

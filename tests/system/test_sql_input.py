@@ -182,9 +182,7 @@ def test_a_silent_client_is_closed_after_the_handshake_timeout(guarded: SqlGatew
 def test_a_packet_that_is_too_long_is_told(guarded: SqlGateway) -> None:
     with connect(guarded) as client:
         log_in(client)
-        client.sendall(packet(0, b"\x03SELECT '" + b"x" * (2 << 20) + b"'")[: 1 << 20])
-        with contextlib.suppress(OSError):
-            client.sendall(b"x" * (1 << 20))
+        client.sendall(packet(0, b"\x03SELECT '" + b"x" * (2 << 20) + b"'"))
         assert struct.pack("<H", 1153) in drain(client)[:16]
 
 

@@ -85,17 +85,18 @@ def test_an_insert_id_that_was_lost_with_its_connection_is_not_made_up(small: Sq
         assert value(one, "SELECT LAST_INSERT_ID()") == 9
 
 
-def test_an_insert_id_that_was_lost_during_another_statement_is_not_made_up(small: SqlGateway) -> None:
+@pytest.mark.parametrize("statement", ["DO SLEEP(20)", "SELECT LAST_INSERT_ID(), SLEEP(20)"])
+def test_an_insert_id_that_was_lost_during_a_statement_is_not_made_up(small: SqlGateway, statement: str) -> None:
     primary = small.group.primary
-    sleeping = "SELECT id FROM information_schema.processlist WHERE info LIKE 'DO SLEEP%'"
+    sleeping = f"SELECT id FROM information_schema.processlist WHERE info = '{statement}'"
     with small.connect() as one:
         rows(one, "CREATE TABLE t (a INT PRIMARY KEY AUTO_INCREMENT)")
         rows(one, "INSERT INTO t VALUES (NULL)")
         with ThreadPoolExecutor(1) as thread:
-            asked = thread.submit(rows, one, "DO SLEEP(20)")
+            asked = thread.submit(rows, one, statement)
             small.wait_until(lambda: len(primary.query(sleeping)) == 1, "it sleeps")
             primary.query(f"KILL {primary.query(sleeping)[0][0]}")
-            with pytest.raises(pymysql.MySQLError, match="outcome is unknown"):
+            with pytest.raises(pymysql.MySQLError, match="was lost while the statement ran"):
                 asked.result(30.0)
         with pytest.raises(pymysql.MySQLError, match=r"gateway:.*LAST_INSERT_ID"):
             value(one, "SELECT LAST_INSERT_ID()")
