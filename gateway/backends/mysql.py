@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NewType, Protocol
 
 from gateway.backends.mysql_question import Acknowledgement, Question
@@ -243,10 +243,6 @@ class MysqlConnection:
     async def command(self, raw: bytes) -> None:
         """Sends a command that is answered by OK or EOF. Raises BackendRefused, OSError."""
         await Question(self).ask([raw])
-
-    def doom(self) -> None:
-        """Has its pool close it when its lease ends, as one whose member has another role by then."""
-        self.arming = replace(self.arming)
 
     def close(self) -> None:
         """Closes and gives the place in the pool back."""

@@ -106,7 +106,7 @@ async def end_statement(victim: MysqlSession) -> None:
         if victim.waiting is not None:
             victim.waiting.cancel()
         return
-    connection.doom()
+    connection.retired = True
     answered = victim.frozen = trio.Event()
     victim.rules_version = -1  # declines the next command, which then waits
     try:
