@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from fence_statements import FENCED, FENCED_MARIADB, FENCED_MYSQL, NOT_FENCED, NOT_FENCED_MARIADB, NOT_FENCED_MYSQL
+from fence_statements import (
+    FENCED,
+    FENCED_IN_VAIN,
+    FENCED_MARIADB,
+    FENCED_MYSQL,
+    NOT_FENCED,
+    NOT_FENCED_MARIADB,
+    NOT_FENCED_MYSQL,
+)
 
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Kind
@@ -39,7 +47,7 @@ READINGS = [
 
 @pytest.mark.parametrize("mariadb", [False, True])
 def test_no_path_of_the_classifier_calls_it_a_read(mariadb: bool) -> None:
-    statements = [*FENCED, *NOT_FENCED]
+    statements = [*FENCED, *FENCED_IN_VAIN, *NOT_FENCED]
     statements += [*FENCED_MARIADB, *NOT_FENCED_MARIADB] if mariadb else [*FENCED_MYSQL, *NOT_FENCED_MYSQL]
     classifier = Classifier()
     for reading in (reading for reading in READINGS if reading.mariadb is mariadb):

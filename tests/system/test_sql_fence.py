@@ -15,7 +15,7 @@ from typing import Final
 import misrouting_gateway
 import pymysql
 import pytest
-from fence_statements import FENCED, FENCED_MARIADB, FENCED_MYSQL
+from fence_statements import FENCED, FENCED_IN_VAIN, FENCED_MARIADB, FENCED_MYSQL
 from gateways import Connection, SqlGateway, rows, value
 from pymysql.constants import CLIENT
 
@@ -53,7 +53,14 @@ def misrouting(stack: Stack, sql_group: MysqlGroup) -> Iterator[MisroutingGatewa
         "CREATE FUNCTION shop.evil(v INT) RETURNS INT BEGIN INSERT INTO shop.u (a) VALUES (v); RETURN v; END",
         "CREATE VIEW shop.view_of_evil AS SELECT shop.evil(3) AS a",
         "CREATE PROCEDURE shop.p() BEGIN INSERT INTO shop.t (a) VALUES (9); END",
-        *(["CREATE SEQUENCE shop.s"] if primary.flavor == "mariadb" else []),
+        *(
+            [
+                "CREATE SEQUENCE shop.s",
+                "CREATE TABLE shop.next_by_default (a INT, n INT DEFAULT (NEXT VALUE FOR shop.s))",
+            ]
+            if primary.flavor == "mariadb"
+            else []
+        ),
     ):
         primary.query(statement)
     sql_group.wait_caught_up()
@@ -91,6 +98,11 @@ def test_every_kind_of_write_is_refused_by_the_replica_and_runs_at_the_primary(m
             rows(one, f"{MARK} {sql}")
             assert misrouting.figures["reads_refused_as_writes"] == number, sql
             assert dict(rows(one, "SHOW GATEWAY LAST ROUTE"))["member"] == group.primary.address, sql
+    for sql in FENCED_IN_VAIN:
+        counted = misrouting.figures["reads_refused_as_writes"]
+        with connect(misrouting) as one, pytest.raises(pymysql.MySQLError):
+            rows(one, f"{MARK} {sql}")
+        assert misrouting.figures["reads_refused_as_writes"] == counted + 1, sql
     with connect(misrouting) as one:
 
         def remembered() -> bool:
