@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha1
 from typing import Any, Final
 
 from gateway.protocol.mysql import auth
@@ -21,6 +22,8 @@ MYSQL_COLUMNS: Final = (
 )
 MARIADB_COLUMNS: Final = "Host, User, Priv"
 
+# What proves nothing: no hash, or that of the empty password, which IDENTIFIED BY PASSWORD '*...' can have put there.
+_OF_NO_PASSWORD: Final = frozenset({"", f"*{sha1(sha1(b'').digest()).hexdigest().upper()}"})
 _NATIVE_HASH: Final = re.compile(r"\*[0-9A-Fa-f]{40}")
 _TLS_NEEDED: Final = {"": "", "ANY": "any", "X509": "certificate", "SPECIFIED": "certificate"}
 _MARIADB_TLS: Final = {1: "any", 2: "certificate", 3: "certificate"}  # enum SSL_type of MariaDB's sql_acl.h
@@ -74,7 +77,7 @@ def mysql_account(row: Iterable[str]) -> Account:
         host,
         plugin or NATIVE_PASSWORD,
         _stored(plugin, string),
-        passwordless=not string,
+        passwordless=string.upper() in _OF_NO_PASSWORD,
         factors=1 + (len(second) if isinstance(second, list) else 0),
         tls=_TLS_NEEDED.get(ssl_type, "certificate"),
         stamp="\0".join(values),
@@ -93,7 +96,9 @@ def mariadb_account(row: Iterable[str]) -> Account | None:
         return None
     ways = [way or priv for way in priv.get("auth_or") or [{}] if isinstance(way, dict)]  # {}: what stands outside
     found = [(str(way.get("plugin") or ""), str(way.get("authentication_string") or "")) for way in ways]
-    passwordless = any(plugin in ("", NATIVE_PASSWORD, "ed25519") and not string for plugin, string in found)
+    passwordless = any(
+        plugin in ("", NATIVE_PASSWORD, "ed25519") and string.upper() in _OF_NO_PASSWORD for plugin, string in found
+    )
     usable = [(plugin, string) for plugin, string in found if _is_usable(plugin, string)]
     others = [way for way in found if way[0] not in ("", NATIVE_PASSWORD)]
     plugin, string = (usable or others or found)[0]

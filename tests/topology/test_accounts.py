@@ -13,6 +13,7 @@ from gateway.protocol.mysql.constants import CACHING_SHA2_PASSWORD, ED25519, NAT
 from gateway.topology.accounts import Account, account_of, mariadb_account, missing_grant, mysql_account
 
 STORED = sha1(sha1(b"secret").digest()).digest()
+OF_NO_PASSWORD = "*BE1BDEC0AA74B4DCB079943E70528096CCA985F8"  # PASSWORD('') as MySQL 5.7 knew it, of no bytes
 HASH = "*" + STORED.hex().upper()
 
 
@@ -37,6 +38,7 @@ def test_rows_of_mysql() -> None:
     assert obstacle(mysql()) == obstacle(mysql(NATIVE_PASSWORD, HASH)) == obstacle(mysql("sha256_password")) == ""
     assert mysql() != mysql(string="$A$005$y")  # whatever changes in the row makes it another account
     assert "empty password" in obstacle(mysql(string=""))
+    assert "empty password" in obstacle(mysql(NATIVE_PASSWORD, OF_NO_PASSWORD))
     assert "auth_socket cannot be used" in obstacle(mysql("auth_socket"))
     assert "more than one factor" in obstacle(mysql(more='{"multi_factor_authentication": [{"plugin": "x"}]}'))
     assert obstacle(mysql(more='{"metadata": {}}')) == obstacle(mysql(more="no JSON")) == ""
@@ -57,6 +59,7 @@ def test_rows_of_mariadb() -> None:
     assert (plain.stored, plain.plugin, obstacle(plain)) == (STORED, NATIVE_PASSWORD, "")
     assert plain != mariadb(access=0, plugin=NATIVE_PASSWORD, authentication_string=HASH, ssl_type=0, x=1)
     assert "empty password" in obstacle(mariadb(access=0))
+    assert "empty password" in obstacle(mariadb(plugin=NATIVE_PASSWORD, authentication_string=OF_NO_PASSWORD.lower()))
     assert "empty password" in obstacle(mariadb(plugin=NATIVE_PASSWORD, authentication_string=""))
     assert "unix_socket cannot be used" in obstacle(mariadb(plugin="unix_socket"))
     assert "pam cannot be used" in obstacle(mariadb(plugin="pam", authentication_string="mariadb"))

@@ -23,8 +23,9 @@ from gateway.protocol.mysql.greeting import (
     Greeting,
     HandshakeResponse,
 )
-from gateway.protocol.mysql.handshake import ClientEvent, Connected, Denied, LoggedIn, Send
+from gateway.protocol.mysql.handshake import ClientEvent, Connected, Denied, LoggedIn, Named, Send
 from gateway.protocol.mysql.packets import BEFORE_LOGIN_LIMIT, PacketError, packet
+from gateway.protocol.mysql.server_handshake import ServerHandshake
 
 KEY = PasswordKey.generate()
 NONCE = b"abcdefghijklmnopqrst"
@@ -484,3 +485,33 @@ def test_the_nonce_of_ed25519_is_signed_whole_and_of_others_without_its_nul() ->
     assert len(signed) == 64
     assert signed != auth.answer("client_ed25519", "secret", nonce[:-1] + b"\x01")
     assert AuthSwitchRequest.parse(b"\xfemysql_native_password\0" + b"a" * 20 + b"\0").nonce == b"a" * 20
+
+
+def test_what_stands_in_for_an_unknown_user_s_password_proves_nothing() -> None:
+    for plugin in (CACHING_SHA2_PASSWORD, NATIVE_PASSWORD):
+        answered = auth.answer(plugin, auth._NOBODY, NONCE)
+        assert Known().proved_by(plugin, NONCE, answered) is None
+        assert Known((auth._NOBODY + "x",)).proved_by(plugin, NONCE, answered) is None
+    assert Known().holds(auth._NOBODY.encode()) is None
+
+
+def test_no_password_is_none_even_where_its_hash_is_stored() -> None:
+    assert Known(stored=sha1(sha1(b"").digest()).digest()).holds(b"") is None
+
+
+@pytest.mark.parametrize("plugin", [CACHING_SHA2_PASSWORD, NATIVE_PASSWORD])
+def test_a_change_of_users_is_proved_by_a_fresh_nonce_only(plugin: str) -> None:
+    ours = ServerHandshake(
+        connection_id=0, server_version="9.7.0", capabilities=0, host="192.0.2.1", key=KEY, nonce=NONCE
+    )
+    answered = auth.answer(plugin, "secret", NONCE)  # right, and heard before
+    message = b"\x11app\0" + bytes([len(answered)]) + answered + b"shop\0" + b"\x2d\0" + plugin.encode() + b"\0"
+    capabilities = BASIC | int(Capability.PLUGIN_AUTH)
+    assert ours.change_user(packet(0, message), capabilities) == [Named("app")]
+    [switch] = ours.identify(Known(("secret",)))
+    assert isinstance(switch, Send)
+    request = AuthSwitchRequest.parse(switch.data[4:])
+    assert request.plugin == plugin
+    assert request.nonce != NONCE
+    [denied] = ours.feed(packet(2, answered))
+    assert isinstance(denied, Denied)
