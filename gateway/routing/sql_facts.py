@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.routing import functions
 from gateway.routing.fingerprint import Reading
@@ -68,24 +68,40 @@ class Facts:
         self.pin = self.pin or cause
 
 
-def matching(tokens: Sequence[Token], start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`, or the number of tokens."""
-    depth = 0
-    for index in range(start, len(tokens)):
-        word = tokens[index].word
+class Parentheses(NamedTuple):
+    """Every parenthesis of a statement by the index of its token, found in one pass.
+
+    `closes` is the index of the one that closes it, the number of tokens if none does; `commas` how many commas stand
+    in it, those of inner ones apart, and -1 if none closes it.
+    """
+
+    closes: dict[int, int]
+    commas: dict[int, int]
+
+
+def parentheses(tokens: Sequence[Token]) -> Parentheses:
+    closes: dict[int, int] = {}
+    commas: dict[int, int] = {}
+    opened: list[int] = []
+    for index, token in enumerate(tokens):
+        word = token.word
         if word == "(":
-            depth += 1
+            opened.append(index)
+            commas[index] = 0
         elif word == ")":
-            depth -= 1
-            if depth == 0:
-                return index
-    return len(tokens)
+            if opened:
+                closes[opened.pop()] = index
+        elif word == "," and opened:
+            commas[opened[-1]] += 1
+    closes.update(dict.fromkeys(opened, len(tokens)))
+    commas.update(dict.fromkeys(opened, -1))
+    return Parentheses(closes, commas)
 
 
-def _column_list(tokens: Sequence[Token], name: int, paren: int) -> bool:
-    """Whether the parenthesis after a name lists column names: of a CTE, a derived table or an INSERT."""
-    close = matching(tokens, paren)
-    for token in tokens[paren + 1 : close]:
+def _column_list(tokens: Sequence[Token], name: int, paren: int, close: int) -> bool:
+    """Whether the parentheses after a name list column names: of a CTE, a derived table or an INSERT."""
+    for index in range(paren + 1, close):
+        token = tokens[index]
         if token.word not in (",", ".") and token.kind not in (TokenKind.WORD, TokenKind.NAME):
             return False
     after = [token.word for token in tokens[close + 1 : close + 3]]
@@ -105,26 +121,21 @@ def _column_list(tokens: Sequence[Token], name: int, paren: int) -> bool:
     return place >= 0 and tokens[place].word in _INSERT_VERBS
 
 
-def _arguments(tokens: Sequence[Token], paren: int) -> int:
-    """How many arguments the parenthesis at `paren` holds."""
-    depth = 0
-    commas = 0
-    for index in range(paren, len(tokens)):
-        word = tokens[index].word
-        depth += (word == "(") - (word == ")")
-        commas += word == "," and depth == 1
-        if depth == 0:
-            return commas + 1 if index > paren + 1 else 0
-    return 0
+def _arguments(pairs: Parentheses, paren: int) -> int:
+    """How many arguments the parenthesis at `paren` holds; 0 if it is not closed."""
+    empty = pairs.closes[paren] == paren + 1
+    return 0 if empty else pairs.commas[paren] + 1
 
 
-def _called_as_stored(tokens: Sequence[Token], paren: int, name: str, reading: Reading) -> str | None:
+def _called_as_stored(
+    tokens: Sequence[Token], pairs: Parentheses, paren: int, name: str, reading: Reading
+) -> str | None:
     """Why this call of a built-in's name calls a stored function of that name; None if it does not."""
     space = tokens[paren].space
     if space and name in functions.space_sensitive(reading.mariadb) and not (reading.ignore_space and space is SPACE):
         return f"calls {name} with a space before the parenthesis, which makes it a stored function"
     fewest = functions.fewest_arguments(name, reading.mariadb)
-    if fewest and _arguments(tokens, paren) < fewest:
+    if fewest and _arguments(pairs, paren) < fewest:
         return f"calls {name} with less than {fewest} arguments, which makes it a stored function"
     return None
 
@@ -138,6 +149,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
     """Everything that the tokens of one statement say about what it calls and names."""
     facts = Facts(set(), set())
     known = functions.read_functions(reading.mariadb, reading.version)
+    pairs = parentheses(tokens)
     for index, token in enumerate(tokens):
         kind, word = token.kind, token.word
         if kind is TokenKind.USER_VARIABLE:
@@ -154,7 +166,7 @@ def scan(tokens: Sequence[Token], reading: Reading) -> Facts:
             elif name.startswith(("gtid_", "session_track_")):
                 facts.primary = f"reads @@{name}, which is the position or state of one server"
         elif word == "(" and index:
-            _call(facts, tokens, index, known, reading)
+            _call(facts, tokens, pairs, index, known, reading)
         elif kind is TokenKind.SIGN:
             if word == ":=":
                 facts.session = "assigns a user variable (:=)"
@@ -178,7 +190,9 @@ def _word(tokens: Sequence[Token], index: int) -> str:
     return tokens[index].word if 0 <= index < len(tokens) else ""
 
 
-def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[str], reading: Reading) -> None:
+def _call(
+    facts: Facts, tokens: Sequence[Token], pairs: Parentheses, paren: int, known: frozenset[str], reading: Reading
+) -> None:
     callee = tokens[paren - 1]
     if callee.kind not in (TokenKind.WORD, TokenKind.NAME):
         return
@@ -196,7 +210,7 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
         return
     if plain and callee.word in functions.AFTER_OPERAND and paren >= 2 and _ends_operand(tokens[paren - 2]):
         return
-    if plain and (stored := _called_as_stored(tokens, paren, name, reading)) is not None:
+    if plain and (stored := _called_as_stored(tokens, pairs, paren, name, reading)) is not None:
         facts.functions.add(name)
         facts.unknown = facts.unknown_beside = stored
         facts.pin = facts.pin_beside = PinCause.PROCEDURE
@@ -228,7 +242,7 @@ def _call(facts: Facts, tokens: Sequence[Token], paren: int, known: frozenset[st
         facts.functions.add(name)
         facts.writes = f"moves a sequence ({name})"
         return
-    if _column_list(tokens, paren - 1, paren):
+    if _column_list(tokens, paren - 1, paren, pairs.closes[paren]):
         return
     if paren >= 2 and tokens[paren - 2].word == "PROCEDURE":
         return  # PROCEDURE ANALYSE(), a clause of old servers

@@ -12,8 +12,8 @@ from typing import Final
 from gateway.routing.fingerprint import Reading
 from gateway.routing.sql_tokens import Lexed, TokenKind, lex
 
-TEXT_BYTES: Final = 65_536
-"""Longest text that is looked at: 60 ms for one that is nothing but tokens."""
+TEXT_BYTES: Final = 32_768
+"""Longest text that is looked at: 30 ms for one that is nothing but tokens."""
 
 _ALL_EXECUTABLE: Final = -1
 """All executable comments are taken in: dumps have LOAD DATA in one."""
@@ -34,9 +34,10 @@ def local_files(sql: bytes, reading: Reading) -> list[bytes]:
 def _names(lexed: Lexed, reading: Reading) -> list[bytes]:
     found: list[bytes] = []
     for tokens in lexed.statements:
+        if all(token.word != "LOAD" for token in tokens):
+            continue
         for first, second, name in zip(tokens, tokens[1:], tokens[2:], strict=False):
-            loads = any(token.word == "LOAD" for token in tokens)
-            if loads and (first.word, second.word) == ("LOCAL", "INFILE") and name.kind is TokenKind.STRING:
+            if (first.word, second.word) == ("LOCAL", "INFILE") and name.kind is TokenKind.STRING:
                 found.append(_value(name.text, reading))
                 break
     return found

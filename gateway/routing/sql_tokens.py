@@ -278,6 +278,11 @@ _GLUE = (TokenKind.WORD, TokenKind.NAME, TokenKind.STRING, TokenKind.NUMBER, Tok
 
 def canonical(tokens: tuple[Token, ...] | list[Token]) -> str:
     """The text that sqlglot parses: the statement with every literal, variable and long list of literals folded."""
+    return "".join(canonical_pieces(tokens))
+
+
+def canonical_pieces(tokens: tuple[Token, ...] | list[Token]) -> list[str]:
+    """The same as pieces, one for each token that is left."""
     pieces: list[str] = []
     previous: Token | None = None
     run = 0  # literals so far in a list of nothing but literals
@@ -309,4 +314,4 @@ def canonical(tokens: tuple[Token, ...] | list[Token]) -> str:
             piece = " " + piece
         pieces.append(piece)
         previous = token
-    return "".join(pieces)
+    return pieces

@@ -27,6 +27,13 @@ logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
 _DIALECT: Final = MySQL()
 
+PARSE_NODES: Final = 6_000
+"""Most nodes that the parser makes of one text, those that it gives up again included: 20 to 30 ms (measured). It reads
+`DATE(DATE(...))` twice at every level, and took 91 s for 24 of them (tried on sqlglot 30.30)."""
+STEPS: Final = 20_000
+"""Most steps from names to what they may mean, of 1 us each (measured): every column may be one of every table around
+it, and 8 KiB have room for 700 of both."""
+
 _SELECT_PARTS: Final = words(
     """
     expressions from_ joins laterals where group having order limit offset distinct with_ windows
@@ -71,7 +78,7 @@ class Touched:
 
 def parse(text: str) -> exp.Expr:
     """The tree of one statement. Raises what sqlglot raises, RecursionError too, and UnprovenError for a Command."""
-    trees = _DIALECT.parse(text)
+    trees = _DIALECT.parse(text, max_nodes=PARSE_NODES)
     if len(trees) != 1 or trees[0] is None:
         raise UnprovenError("parses as several statements")
     tree = trees[0]
@@ -118,32 +125,74 @@ def _table(node: exp.Table) -> Table:
     return Table(node.name, node.db or None)
 
 
-def _visible_cte(node: exp.Table) -> bool:
+_LANDMARKS: Final = (exp.Query, exp.Update, exp.Delete, exp.Insert, exp.With, exp.CTE)
+"""What decides the meaning of the names below it."""
+
+
+class Climb:
+    """The ways from the nodes of a tree to its root, by landmarks: an OR of a thousand terms is a thousand nodes high.
+
+    `left` counts down from STEPS.
+    """
+
+    __slots__ = ("_above", "_places", "left")
+
+    def __init__(self, steps: int = STEPS) -> None:
+        self.left = steps
+        self._above: dict[int, exp.Expr | None] = {}  # by id of the node, as the next
+        self._places: dict[int, dict[str, int]] = {}  # of a WITH: where each name stands first
+
+    def step(self, count: int = 1) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise UnprovenError("has too many names to say what they mean")
+
+    def above(self, node: exp.Expr) -> exp.Expr | None:
+        """The next landmark on the way up, None behind the root."""
+        self.step()
+        passed: list[int] = []
+        found: exp.Expr | None = node
+        while found is not None:
+            if id(found) in self._above:
+                found = self._above[id(found)]
+                break
+            passed.append(id(found))
+            found = found.parent
+            if isinstance(found, _LANDMARKS):
+                break
+        self._above.update(dict.fromkeys(passed, found))
+        return found
+
+    def place(self, clause: exp.With, name: str) -> int | None:
+        """Where in a WITH the name is defined first, None if it is not."""
+        places = self._places.get(id(clause))
+        if places is None:
+            places = self._places[id(clause)] = {}
+            for index, cte in enumerate(clause.expressions):
+                places.setdefault(cte.alias, index)
+        return places.get(name)
+
+
+def _visible_cte(node: exp.Table, climb: Climb) -> bool:
     """Whether a name without a database means a common table expression at this place."""
     if node.db or not isinstance(node.this, exp.Identifier):
         return False
     name = node.name  # as it is: on MySQL the name of a CTE may differ from a table's in its case alone (tried)
     child: exp.Expr = node
-    parent = node.parent
+    parent = climb.above(node)
     while parent is not None:
         if isinstance(parent, exp.With):
-            before = []
-            for cte in parent.expressions:
-                if cte is child:
-                    if parent.args.get("recursive"):
-                        before.append(cte)
-                    break
-                before.append(cte)
-            if any(cte.alias == name for cte in before):
+            place, own = climb.place(parent, name), child.index
+            if place is not None and (own is None or place < own or (place == own and parent.args.get("recursive"))):
                 return True
             # The query that owns this WITH must not look at it again.
             child = parent.parent or parent
-            parent = child.parent
-            continue
-        clause = parent.args.get("with_")
-        if clause is not None and any(cte.alias == name for cte in clause.expressions):
-            return True
-        child, parent = parent, parent.parent
+        else:
+            clause = parent.args.get("with_")
+            if clause is not None and climb.place(clause, name) is not None:
+                return True
+            child = parent
+        parent = climb.above(child)
     return False
 
 
@@ -158,7 +207,7 @@ class _Sources:
 
     __slots__ = ("homonyms", "tables")
 
-    def __init__(self, scope: exp.Expr) -> None:
+    def __init__(self, scope: exp.Expr, climb: Climb) -> None:
         self.tables: dict[str, Table | None] = {}
         self.homonyms: dict[str, list[Table]] = {}
         if isinstance(scope, exp.Select):
@@ -172,7 +221,7 @@ class _Sources:
             node = pending.pop()
             if isinstance(node, exp.Table):
                 if isinstance(node.this, exp.Identifier):
-                    base = None if _visible_cte(node) else _table(node)
+                    base = None if _visible_cte(node, climb) else _table(node)
                     self._add((node.alias or node.name).lower(), base)
                 else:
                     self.tables[(node.alias or f"\0{id(node)}").lower()] = None
@@ -214,13 +263,18 @@ def _targets(tree: exp.Expr, sources: _Sources) -> list[Table]:
         ]
         return list(dict.fromkeys(named))
     if isinstance(tree, exp.Update):
-        found: list[Table] = []
+        found: dict[Table, None] = {}
+        anyone = False
         for assignment in tree.expressions:
             column = assignment.this
             qualifier = column.table.lower() if isinstance(column, exp.Column) else ""
             table = sources.tables.get(qualifier) if qualifier and qualifier not in sources.homonyms else None
-            found.extend([table] if table is not None else sources.bases())
-        return list(dict.fromkeys(found))
+            if table is not None:
+                found[table] = None
+            elif not anyone:
+                anyone = True
+                found.update(dict.fromkeys(sources.bases()))
+        return list(found)
     first = next(sources.bases(), None)
     return [first] if first is not None else []
 
@@ -229,30 +283,32 @@ def touched(tree: exp.Expr) -> Touched:
     """The tables and columns of a parsed query, INSERT, UPDATE or DELETE."""
     result = Touched()
     known: dict[int, _Sources] = {}
+    climb = Climb()
 
     def sources_of(scope: exp.Expr) -> _Sources:
         if id(scope) not in known:
-            known[id(scope)] = _Sources(scope)
+            known[id(scope)] = _Sources(scope, climb)
         return known[id(scope)]
 
     def chain(node: exp.Expr) -> Iterator[_Sources]:
-        parent = node.parent
+        parent = climb.above(node)
         while parent is not None:
             if isinstance(parent, _SCOPES):
                 yield sources_of(parent)
-            parent = parent.parent
+            parent = climb.above(parent)
 
     def add(name: str, scope: _Sources) -> None:
+        climb.step(len(scope.tables))
         result.columns.update(Column(name, table) for table in scope.bases())
 
     tables: dict[Table, None] = {}
     for node in tree.walk():
         if isinstance(node, exp.Table):
-            if isinstance(node.this, exp.Identifier) and not _is_target(node) and not _visible_cte(node):
+            if isinstance(node.this, exp.Identifier) and not _is_target(node) and not _visible_cte(node, climb):
                 tables[_table(node)] = None
         elif isinstance(node, exp.Column):
             name = "*" if isinstance(node.this, exp.Star) else node.name
-            _resolve(result, node, name, chain(node))
+            _resolve(result, node, name, chain(node), climb)
         elif isinstance(node, exp.Star):
             if not isinstance(node.parent, (exp.Column, exp.Count)):
                 for scope in chain(node):
@@ -290,19 +346,22 @@ def _is_target(node: exp.Table) -> bool:
     return isinstance(node.parent, exp.Delete) and node.arg_key == "tables"
 
 
-def _resolve(result: Touched, node: exp.Column, name: str, chain: Iterator[_Sources]) -> None:
+def _resolve(result: Touched, node: exp.Column, name: str, chain: Iterator[_Sources], climb: Climb) -> None:
     qualifier = node.table.lower()
     found = False
     for scope in chain:
         if not qualifier:
             found = found or bool(scope.tables)
+            climb.step(len(scope.tables))
             result.columns.update(Column(name, table) for table in scope.bases())
             continue
         if qualifier in scope.tables:
             table = scope.tables[qualifier]
             if table is not None:
                 result.columns.add(Column(name, table))
-            result.columns.update(Column(name, other) for other in scope.homonyms.get(qualifier, ()))
+            homonyms = scope.homonyms.get(qualifier, ())
+            climb.step(len(homonyms))
+            result.columns.update(Column(name, other) for other in homonyms)
             return
     if not found:
         result.columns.add(Column(name))
@@ -317,7 +376,8 @@ def view_columns(tree: exp.Expr) -> tuple[list[tuple[str, set[Column]]], set[Col
         tree = tree.this
     if not isinstance(tree, exp.Select) or tree.args.get("with_"):
         return None
-    sources = _Sources(tree)
+    climb = Climb()
+    sources = _Sources(tree, climb)
     if None in sources.tables.values():
         return None
     outputs: list[tuple[str, set[Column]]] = []
@@ -326,7 +386,7 @@ def view_columns(tree: exp.Expr) -> tuple[list[tuple[str, set[Column]]], set[Col
             return None
         used = Touched()
         for node in result.find_all(exp.Column):
-            _resolve(used, node, node.name, iter((sources,)))
+            _resolve(used, node, node.name, iter((sources,)), climb)
         outputs.append((result.alias_or_name.lower(), used.columns))
     tree.set("expressions", [exp.Literal.number(1)])
     return outputs, touched(tree).columns

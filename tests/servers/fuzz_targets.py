@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
+from fuzz_peers import PEER_SAMPLES, PEER_TARGETS, pieces
+
 from gateway.errors import BackendRefused
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.client_handshake import ClientHandshake
@@ -45,18 +47,6 @@ READINGS: Final = (
 )
 HELD_BYTES: Final = 4_096  # more than this of a short input is not to be kept
 HEADER_BYTES: Final = 4
-
-
-def pieces(data: bytes, seed: int) -> list[bytes]:
-    """The data cut into pieces of varying small lengths."""
-    found = []
-    at = 0
-    while at < len(data):
-        seed = (seed * 1_103_515_245 + 12_345) & 0x7FFFFFFF
-        length = 1 + (seed >> 16) % 7
-        found.append(data[at : at + length])
-        at += length
-    return found
 
 
 def parsers(data: bytes) -> None:
@@ -181,6 +171,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "reply_tracker": reply_tracker,
     "result_reader": result_reader,
     "classifier": classifier,
+    **PEER_TARGETS,
 }
 
 _NONCE: Final = b"abcdefghijklmnopqrst"
@@ -211,5 +202,6 @@ SAMPLES: Final[dict[str, list[bytes]]] = {
         b'\2SELECT "a" FROM t /*! , 2 */',
         b"\1INSERT INTO t VALUES (1)",
     ],
+    **PEER_SAMPLES,
 }
 """What a run begins with, beside the seeds."""
