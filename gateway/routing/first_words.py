@@ -30,13 +30,13 @@ from gateway.routing.operation import (
     Table,
     TransactionEffect,
 )
-from gateway.routing.sql_facts import matching, scan
+from gateway.routing.sql_facts import parentheses, scan
 from gateway.routing.sql_query import QUERY_WORDS, classify_query, first_table
 from gateway.routing.sql_tokens import Token, TokenKind
 
 _ALL_COLUMNS: Final = frozenset([Column("*")])
 QUERY_BYTES: Final = 8_192
-"""Longest query of a CREATE TABLE or VIEW that is parsed (see sql.PARSE_BYTES)."""
+"""Longest query of a CREATE TABLE or VIEW that is parsed (see sql_text.PARSE_BYTES)."""
 
 
 def _commits(statement: str, reason: str = "changes the schema", **more: object) -> SqlOperation:
@@ -388,7 +388,7 @@ def _call(tokens: Sequence[Token], reading: Reading) -> SqlOperation:
     operation = _HEADS[("CALL",)]
     table, at = first_table(tokens, 1)
     arguments = tokens[at:]
-    if table is None or (arguments and (arguments[0].word != "(" or matching(tokens, at) != len(tokens) - 1)):
+    if table is None or (arguments and (arguments[0].word != "(" or parentheses(tokens).closes[at] != len(tokens) - 1)):
         return operation
     facts = scan(arguments, reading)
     if facts.unknown or facts.writes or facts.session or facts.pin:

@@ -59,6 +59,7 @@ class Facts:
     last_connection: bool = False
     found_rows: bool = False
     stored: list[Table] = field(default_factory=list)  # functions that may be stored ones, as they are called
+    stored_at: list[int] = field(default_factory=list)  # the tokens that name them
     unknown_beside: str | None = None  # `unknown` as it would be without the calls in `stored`
     pin_beside: PinCause | None = None  # `pin`, the same way
 
@@ -250,6 +251,7 @@ def _call(
     facts.functions.add(shown.lower())
     facts.unknown = f"calls {shown}(), which is no built-in that only reads"
     facts.pin = PinCause.PROCEDURE
+    facts.stored_at.append(paren - 1)
     facts.stored.append(Table(callee.text, tokens[paren - 3].text if dotted and paren >= 3 else None))
     if dotted and paren >= 4 and tokens[paren - 4].word == ".":
         facts.unknown_beside = facts.unknown  # three parts name something else

@@ -44,7 +44,9 @@ LONGEST_BYTES: Final = 1024 * 1024
 HEAD_BYTES: Final = 1_024
 """How much of a text that is not read is looked at to know its first words."""
 KEPT_BYTES: Final = 64
-"""Longest literal, or list of literals, that stays as it is."""
+"""Longest literal, or list of literals, that stays in a text that is shortened."""
+NAME_BYTES: Final = 66
+"""What is looked at of a called name, bytes: built-ins have at most 64 characters."""
 MATCHES: Final = 40_000
 """Most matches of one look at a text, 0.3 us each (measured)."""
 UNREAD: Final = "unread"
@@ -79,11 +81,15 @@ def _literals(ansi_quotes: bool, no_backslash_escapes: bool) -> re.Pattern[bytes
     )
 
 
+_HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 _WHOLE_NUMBER: Final = re.compile(NUMBER)
 
 
-def shorten(sql: bytes, reading: Reading) -> bytes | None:
-    """The text without its long literals, lists and comments, at most LEX_BYTES; None if that is not possible."""
+def shorten(sql: bytes, reading: Reading, kept_bytes: int = KEPT_BYTES) -> bytes | None:
+    """The text without its long literals, lists and comments, at most LEX_BYTES; None if that is not possible.
+
+    `kept_bytes`: longest literal, or list of literals, that stays.
+    """
     if len(sql) > LONGEST_BYTES or (reading.unsafe_charset and not sql.isascii()):
         return None
     kept: list[bytes] = []
@@ -97,14 +103,14 @@ def shorten(sql: bytes, reading: Reading) -> bytes | None:
         if group == "comment":
             if not HINT_HEAD.match(piece):
                 piece = EMPTY_COMMENT
-        elif group is not None and len(piece) > KEPT_BYTES:
+        elif group is not None and len(piece) > kept_bytes:
             if group == "rows":
                 piece = b"" if before == group else b",(1)"
                 left_out = group
             elif group == "more":
-                piece, left_out = _abridged(match, before == group)
+                piece, left_out = _abridged(match, before == group, kept_bytes)
             elif group == "string":
-                piece = b"''"
+                piece = b"'.'" if piece[1:-1].strip(_HEXADECIMAL) else b"''"  # an x may stand before it
             elif _WHOLE_NUMBER.fullmatch(piece):
                 piece = b"1"
         kept.append(piece)
@@ -114,14 +120,14 @@ def shorten(sql: bytes, reading: Reading) -> bytes | None:
     return b"".join(kept)
 
 
-def _abridged(match: re.Match[bytes], goes_on: bool) -> tuple[bytes, str]:
+def _abridged(match: re.Match[bytes], goes_on: bool, kept_bytes: int) -> tuple[bytes, str]:
     """A part of a list, and "more" if elements were left out of it. `goes_on`: of the part before some were, too."""
     first, more = match["first"], match["more"]
     if goes_on:
         return b"", "more"
-    if len(first) > KEPT_BYTES:
+    if len(first) > kept_bytes:
         first = b"''" if first[-1:] in b"'\"" else b"1"
-    if len(more) <= KEPT_BYTES:
+    if len(more) <= kept_bytes:
         return first + b"," + more, ""
     return first + b",1,", "more"
 
@@ -154,7 +160,7 @@ _TARGET: Final = re.compile(
 )
 """An INSERT up to the columns that it names, which look like the arguments of a call."""
 _SPACE_SENSITIVE: Final = space_sensitive(mariadb=True)
-_LAST_WORD: Final = re.compile(rb"\.?[" + WORD_REST + rb"]*+\Z")
+_LAST_WORD: Final = re.compile(rb"(?:\.\s*+)?[" + WORD_REST + rb"]*+\Z")
 
 
 @lru_cache(maxsize=64)
@@ -181,7 +187,7 @@ def _sticks(sql: bytes, reading: Reading) -> str | None:
         if group is None:
             continue
         if group == "call":
-            called.add(match["call"][-KEPT_BYTES - 2 :])  # names have 64 characters
+            called.add(match["call"][-NAME_BYTES:])
         elif group != "several":
             return "several" if sql.find(b";", match.start()) >= 0 else group
         elif match.start() < end:
@@ -192,7 +198,8 @@ def _sticks(sql: bytes, reading: Reading) -> str | None:
         name = _LAST_WORD.search(words.rstrip())
         assert name is not None  # it matches nothing, too
         text = name[0].decode("latin-1").lower()
-        if text not in harmless or (words[-1:].isspace() and text in _SPACE_SENSITIVE):
+        cut_off = len(words) == NAME_BYTES and not words[: name.start()].strip()  # a dot may stand before it
+        if cut_off or text not in harmless or (words[-1:].isspace() and text in _SPACE_SENSITIVE):
             found = "call"
     return found
 
@@ -210,7 +217,7 @@ def unread(sql: bytes, reading: Reading) -> SqlOperation:
     change = word in CHANGE_WORDS
     if change:
         operation = replace(operation, kind=Kind.WRITE)
-    if sticks is None and (change or word in QUERY_WORDS):
+    if sticks is None and (change or (word in QUERY_WORDS and b"INTO" not in sql.upper())):
         operation = replace(operation, pin=None)
     return operation
 

@@ -13,7 +13,7 @@ from typing import Final
 from sqlglot import exp
 
 from gateway.routing.fingerprint import Reading
-from gateway.routing.functions import AFTER_OPERAND, MYSQL_PAREN_WORDS, PAREN_WORDS, read_functions, words
+from gateway.routing.functions import read_functions, words
 from gateway.routing.operation import Column, Kind, PinCause, SqlOperation, Table
 from gateway.routing.sql_facts import Facts, scan
 from gateway.routing.sql_tokens import SPACE, Token, TokenKind, canonical_pieces
@@ -109,26 +109,21 @@ def _without_modifiers(tokens: Sequence[Token]) -> list[Token]:
     return kept
 
 
-def _with_quoted_calls(tokens: Sequence[Token], known: frozenset[str]) -> list[Token]:
-    """The tokens with the names of functions that are no built-ins in quotes, whatever sqlglot knows by that name.
+def _with_marked_calls(tokens: Sequence[Token], called: Sequence[int]) -> Sequence[Token]:
+    """The tokens with the names of functions that are no built-ins marked, lest they are some that sqlglot knows.
 
-    It knows hundreds that no MySQL has, and builds `SORT_ARRAY(1, SORT_ARRAY(1, ...))` twice as large at each level.
+    It knows hundreds that no MySQL has, and makes `SORT_ARRAY(1, SORT_ARRAY(1, ...))` twice as large at each level.
     """
-    quoted: list[Token] = []
-    for index, token in enumerate(tokens):
-        if (
-            token.kind is TokenKind.WORD
-            and index + 1 < len(tokens)
-            and tokens[index + 1].word == "("
-            and token.word not in _BEFORE_PARENTHESIS
-            and token.text.lower() not in known
-        ):
-            token = token._replace(kind=TokenKind.NAME, word="")
-        quoted.append(token)
-    return quoted
+    if not called:
+        return tokens
+    marked = list(tokens)
+    for index in called:
+        token = marked[index]
+        marked[index] = token._replace(kind=TokenKind.NAME, word="", text=token.text + _STORED_MARK)
+    return marked
 
 
-_BEFORE_PARENTHESIS: Final = PAREN_WORDS | MYSQL_PAREN_WORDS | AFTER_OPERAND
+_STORED_MARK: Final = "$stored"
 
 
 def _rows_as_row(tokens: Sequence[Token]) -> list[Token]:
@@ -198,7 +193,7 @@ def classify_query(tokens: Sequence[Token], reading: Reading, parse_limit: int) 
         statement = tokens[0].word.lower()
         facts.writes = "changes data"
     known = read_functions(reading.mariadb, reading.version)
-    pieces = canonical_pieces(_with_quoted_calls(_without_modifiers(tokens), known))
+    pieces = canonical_pieces(_without_modifiers(_with_marked_calls(tokens, facts.stored_at)))
     text = "".join(pieces)
     what: Touched | None = None
     problem: str | None = None
@@ -211,7 +206,8 @@ def classify_query(tokens: Sequence[Token], reading: Reading, parse_limit: int) 
         tree = parse(text)
         what = touched(tree)
         if not change and facts.stored:
-            prove_read(tree, known | {name.name.lower() for name in facts.stored}, stored=True)
+            stored = {name.name.lower() + _STORED_MARK for name in facts.stored}
+            prove_read(tree, known | stored, stored=True)
         if not change:
             problem_beside, problem = None, _problem(tree, known)
     except UnprovenError as unproven:

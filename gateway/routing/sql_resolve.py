@@ -5,14 +5,16 @@ function if its body is (`sql_routine`). What cannot be proven makes the stateme
 name is a view at all, because the monitor account may not see it or DDL has just passed, the statement stays a read, at
 the primary.
 
-Definitions are parsed when they are first asked for, and the catalogue remembers what came of them.
+Definitions are parsed when they are first asked for, and the catalogue remembers what came of them. One statement is
+followed through DEFINITIONS of them at most, known ones included, so that its class does not depend on what came before
+it; what needs more is unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, cast
 
 from gateway.routing.catalogue import SYSTEM_SCHEMAS, Catalogue, Routine, Trigger, View, unqualified
 from gateway.routing.fingerprint import Reading
@@ -25,6 +27,10 @@ from gateway.routing.sql_tree import parse, view_columns
 STALE: Final = "DDL has just been seen, and what the names mean is being read again"
 DEPTH: Final = 24
 """Deepest chain of views and functions that is followed."""
+DEFINITIONS: Final = 32
+"""Most views, routines and triggers that one statement is followed through; 2 to 5 ms each at first (measured)."""
+DEFINITIONS_BYTES: Final = 64 * 1024
+"""Most bytes of all their definitions."""
 CAUSED: Final = 256
 """Most tables that one write is followed through, by triggers and foreign keys."""
 ANSI_MODES: Final = frozenset({"ANSI_QUOTES", "ANSI", "DB2", "MAXDB", "MSSQL", "ORACLE", "POSTGRESQL"})
@@ -47,6 +53,8 @@ class Proof:
     whole: bool = True  # False: it may read more than that
     outputs: Mapping[str, frozenset[Column]] | None = None
     always: frozenset[Column] = frozenset()
+    opened: frozenset[tuple[object, int]] = frozenset()  # the definitions that it rests on, each with its bytes
+    given_up: bool = False  # more definitions were needed than one statement may open: not to be remembered
 
 
 @dataclass(slots=True)
@@ -61,6 +69,8 @@ class _Reads:
     functions: set[str] = field(default_factory=set)
     whole: bool = True
     writes_whole: bool = True
+    opened: set[tuple[object, int]] = field(default_factory=set)
+    given_up: bool = False
 
     def blame(self, problem: str | None, pin: PinCause | None) -> None:
         self.problem = self.problem or problem
@@ -73,6 +83,8 @@ class _Reads:
         self.columns.update(columns)
         self.functions.update(proof.functions)
         self.whole = self.whole and proof.whole
+        self.opened |= proof.opened
+        self.given_up = self.given_up or proof.given_up
 
 
 def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> SqlOperation:
@@ -133,6 +145,25 @@ class _Resolver:
     def __init__(self, catalogue: Catalogue, reading: Reading) -> None:
         self.catalogue = catalogue
         self.reading = Reading(mariadb=reading.mariadb, version=reading.version)
+        self.opened: set[tuple[object, int]] = set()  # definitions that the statement at hand has needed so far
+        self.opened_bytes = 0
+
+    def opens(self, definition: tuple[object, int]) -> bool:
+        """Whether one definition more, by name and size in bytes, may be needed for this statement."""
+        if definition in self.opened:
+            return True
+        if len(self.opened) >= DEFINITIONS or self.opened_bytes + definition[1] > DEFINITIONS_BYTES:
+            return False
+        self.opened.add(definition)
+        self.opened_bytes += definition[1]
+        return True
+
+    def recalled(self, key: object) -> Proof | None:
+        """What is remembered of a view or function, as far as this statement may need it."""
+        known = self.catalogue.remembered.get(key)
+        if not isinstance(known, Proof):
+            return None
+        return known if all(self.opens(one) for one in known.opened) else _TOO_MANY
 
     # ---------------------------------------------------------------- reading
 
@@ -179,15 +210,35 @@ class _Resolver:
                     found.columns.update(outputs[column.name.lower()])
 
     def view(self, view: View, trail: list[Table]) -> Proof:
-        known = self.catalogue.remembered.get(view.table)
-        if isinstance(known, Proof):
+        known = self.recalled(view.table)
+        if known is not None:
             return known
         name = f"{view.table.database}.{view.table.name}"
         if view.table in trail or len(trail) >= DEPTH:
-            return Proof(f"reads the view {name}, which is defined by itself or too deeply", whole=False)
+            problem = f"reads the view {name}, which is defined by itself or too deeply"
+            return Proof(problem, whole=False, given_up=view.table not in trail)
+        own = view.table, len(view.definition)
+        if not self.opens(own):
+            return _TOO_MANY
         proof = self._prove_view(view, name, [*trail, view.table])
-        self.catalogue.remembered[view.table] = proof
+        proof = replace(proof, opened=proof.opened | {own})
+        if not proof.given_up:
+            self.catalogue.remembered[view.table] = proof
         return proof
+
+    def _definition(self, view: View, raw: bytes) -> tuple[SqlOperation, str] | None:
+        """What a view's definition is by itself, and its canonical text; None if it is not understood."""
+        key = ("definition", view.table)
+        known = self.catalogue.remembered.get(key, self)
+        if known is self:
+            lexed = lex(raw, self.reading)
+            if lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+                known = None
+            else:
+                tokens = lexed.statements[0]
+                known = classify_query(tokens, self.reading, BODY_BYTES), canonical(tokens)
+            self.catalogue.remembered[key] = known
+        return cast("tuple[SqlOperation, str] | None", known)
 
     def _prove_view(self, view: View, name: str, trail: list[Table]) -> Proof:
         said = f"reads the view {name}"
@@ -196,11 +247,10 @@ class _Resolver:
             return Proof(f"{said}, whose definition the monitor account may not see", whole=False)
         if len(raw) > BODY_BYTES:
             return Proof(f"{said}, whose definition has more than {BODY_BYTES // 1024} KiB", whole=False)
-        lexed = lex(raw, self.reading)
-        if lexed.odd is not None or lexed.executable or len(lexed.statements) != 1:
+        definition = self._definition(view, raw)
+        if definition is None:
             return Proof(f"{said}, whose definition is not understood", whole=False)
-        tokens = lexed.statements[0]
-        operation = classify_query(tokens, self.reading, BODY_BYTES)
+        operation, text = definition
         found = _Reads()
         database = view.table.database
         best = operation if operation.if_proven is None else operation.if_proven
@@ -215,7 +265,8 @@ class _Resolver:
         inner = _Reads()
         self.tables(inner, best.reads, best.columns, database, trail)
         found.blame(inner.problem and f"{said}, which {inner.problem}", inner.pin)
-        outputs, always = self._outputs(view, canonical(tokens), trail, best)
+        given_up = found.given_up or inner.given_up
+        outputs, always = (None, frozenset[Column]()) if given_up else self._outputs(view, text, trail, best)
         return Proof(
             problem=found.problem,
             pin=found.pin,
@@ -226,6 +277,8 @@ class _Resolver:
             whole=best.tables_complete and found.whole and inner.whole,
             outputs=outputs,
             always=always | found.columns,
+            opened=frozenset(found.opened | inner.opened),
+            given_up=given_up,
         )
 
     def _outputs(
@@ -281,19 +334,21 @@ class _Resolver:
 
     def function(self, routine: Routine, said: str, trail: list[Table]) -> Proof:
         key = ("function", routine.name)
-        known = self.catalogue.remembered.get(key)
-        if not isinstance(known, Proof):
+        known = self.recalled(key)
+        if known is None:
             name = Table(f"{routine.name.name}()", routine.name.database)
             if name in trail or len(trail) >= DEPTH:
-                return _unproven("calls itself or too deeply")
+                return replace(_unproven("calls itself or too deeply"), given_up=name not in trail)
             known = self._prove_function(routine, [*trail, name])
-            self.catalogue.remembered[key] = known
+            if not known.given_up:
+                self.catalogue.remembered[key] = known
         return known if known.problem is None else replace(known, problem=f"{said}, which {known.problem}")
 
     def _prove_function(self, routine: Routine, trail: list[Table]) -> Proof:
-        body = self.body(("function body", routine.name), routine.body, routine.sql_mode, routine.parameters, False)
+        key = "function body", routine.name
+        body = self.body(key, routine.body, routine.sql_mode, routine.parameters, False)
         database = routine.name.database
-        found = _Reads()
+        found = _Reads(opened={(key, len(routine.body))}, given_up=body is _UNOPENED)
         found.blame(body.problem, PinCause.PROCEDURE)
         for operation in body.operations:
             best = operation.if_proven or operation
@@ -301,6 +356,8 @@ class _Resolver:
             self.tables(inner, best.reads, best.columns, database, trail)
             for call in operation.calls:
                 inner.take(proof := self.call(call, database, trail), proof.columns)
+            found.opened |= inner.opened
+            found.given_up = found.given_up or inner.given_up
             found.blame(inner.problem, PinCause.PROCEDURE if inner.problem else None)
             found.primary = found.primary or inner.primary
             found.reads.update(dict.fromkeys((*unqualified(best.reads, database), *inner.reads)))
@@ -315,9 +372,13 @@ class _Resolver:
             columns=frozenset(found.columns),
             functions=frozenset(found.functions),
             whole=found.whole and body.whole,
+            opened=frozenset(found.opened),
+            given_up=found.given_up,
         )
 
     def body(self, key: object, text: str, sql_mode: str, parameters: tuple[str, ...], trigger: bool) -> Body:
+        if not self.opens((key, len(text))):
+            return _UNOPENED
         known = self.catalogue.remembered.get(key)
         if isinstance(known, Body):
             return known
@@ -429,6 +490,11 @@ class _Resolver:
         kind = "function body" if routine.function else "procedure body"
         body = self.body((kind, routine.name), routine.body, routine.sql_mode, routine.parameters, False)
         return self._done(body, routine.name.database, found, [*trail, routine.name])
+
+
+_PROBLEM: Final = f"needs more than {DEFINITIONS} definitions, or {DEFINITIONS_BYTES // 1024} KiB of them, to be known"
+_TOO_MANY: Final = Proof(_PROBLEM, whole=False, given_up=True)
+_UNOPENED: Final = Body(_PROBLEM, whole=False)
 
 
 def _unproven(problem: str) -> Proof:

@@ -19,7 +19,7 @@ from gateway.routing.sql_query import CHANGE_WORDS, QUERY_WORDS, classify_query,
 from gateway.routing.sql_tokens import NOTHING, Token, TokenKind, lex
 
 BODY_BYTES: Final = 8 * 1024
-"""Longest body that is read, as for any text that is parsed while others wait (see sql.PARSE_BYTES)."""
+"""Longest body that is read, as for any text that is parsed while others wait (see sql_text.PARSE_BYTES)."""
 STATEMENTS: Final = 200
 """Most statements and expressions of one body; each costs a parse of 50 us to 1 ms."""
 DEPTH: Final = 32

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from catalogue_corpus import ALL_SEEN, catalogue
 
-from gateway.routing.catalogue import Catalogue, Contents, Grants, Routine, SchemaChange, Sight, View, schema_change
+from gateway.routing import sql_resolve
+from gateway.routing.catalogue import (
+    Catalogue,
+    Contents,
+    Grants,
+    Routine,
+    SchemaChange,
+    Sight,
+    Trigger,
+    View,
+    schema_change,
+)
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Column, Kind, PinCause, Table
 from gateway.routing.sql import Classifier, classify_text
-from gateway.routing.sql_resolve import STALE
+from gateway.routing.sql_resolve import DEFINITIONS, STALE
 from gateway.routing.sql_routine import read_body
 
 MYSQL = Reading(version=(9, 7), database="shop")
@@ -359,3 +372,53 @@ def test_an_asterisk_stays_one_where_not_all_columns_are_known_for_sure() -> Non
     for classifier in (with_columns(stale=True), with_columns("GRANT SELECT (`id`), SHOW VIEW ON *.* TO `g`@`%`")):
         assert touched(classifier, b"SELECT * FROM accounts") == {"accounts.*"}
         assert touched(classifier, b"SELECT wrong FROM accounts") == {"accounts.wrong"}
+
+
+# ---------------------------------------------------------------- bounded
+
+
+def views_of(definitions: dict[str, str]) -> Catalogue:
+    views = tuple(View(Table(name, "shop"), text) for name, text in definitions.items())
+    return Catalogue(Contents(views=views), Sight(Grants([ALL_SEEN]), False, (9, 7), "g"))
+
+
+def test_views_of_views_cost_a_bounded_number_of_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = 0
+    classify = sql_resolve.classify_query
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return classify(*arguments)
+
+    monkeypatch.setattr(sql_resolve, "classify_query", counted)
+    tree = {f"v{n}": f"select a from v{2 * n} join v{2 * n + 1}" for n in range(1, 500)}
+    leaves = {f"v{n}": "select a from t" for n in range(500, 1_000)}
+    chain = {f"c{n}": f"select a from c{n + 1}" for n in range(200)} | {"c200": "select a from t"}
+    known = views_of(tree | leaves | chain)
+    classifier = by(known)
+    wide = b"SELECT a FROM " + b",".join(b"v%d" % n for n in range(1, 99))
+    for sql in (b"SELECT a FROM v1", b"SELECT a FROM c0", wide):
+        parsed = 0
+        operation = classifier.classify(sql, MYSQL)
+        assert (operation.kind, operation.tables_complete) == (Kind.UNKNOWN, False)
+        assert parsed <= DEFINITIONS
+    # What is unknown for its size makes nothing unknown that it rests on, whichever came first.
+    for sql in (b"SELECT a FROM v200", b"SELECT a FROM c190", b"SELECT a FROM v300 JOIN v301 JOIN v302"):
+        operation = classifier.classify(sql, MYSQL)
+        assert operation == by(views_of(tree | leaves | chain)).classify(sql, MYSQL)
+        assert (operation.kind, Table("t", "shop") in operation.reads) == (Kind.READ, True)
+    many = b"SELECT a FROM " + b",".join(b"v%d" % n for n in range(500, 500 + DEFINITIONS + 1))
+    assert classifier.classify(many, MYSQL).kind is Kind.UNKNOWN
+    assert by(known).classify(many.rpartition(b",")[0], MYSQL).kind is Kind.READ
+
+
+def test_a_write_is_followed_through_a_bounded_number_of_triggers() -> None:
+    body = "INSERT INTO t%d SET a = 1"
+    triggers = tuple(
+        Trigger(f"r{n}", Table(f"t{n}", "shop"), "INSERT", body % (n + 1), "") for n in range(2 * DEFINITIONS)
+    )
+    known = Catalogue(Contents(triggers=triggers), Sight(Grants([ALL_SEEN]), False, (9, 7), "g"))
+    assert not by(known).classify(b"INSERT INTO t0 SET a = 1", MYSQL).tables_complete
+    short = by(known).classify(b"INSERT INTO t%d SET a = 1" % (2 * DEFINITIONS - 5), MYSQL)
+    assert (short.tables_complete, len(short.writes)) == (True, 6)

@@ -22,8 +22,12 @@ from gateway.protocol.mysql.prelude import Prelude
 from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.protocol.mysql.results import ResultReader
 from gateway.routing.fingerprint import Reading
-from gateway.routing.operation import Kind
+from gateway.routing.operation import Kind, PinCause
 from gateway.routing.sql import Classifier, classify_text
+from gateway.routing.sql_files import local_files
+from gateway.routing.sql_long import as_shortened, shorten, unread
+from gateway.routing.sql_routine import read_body
+from gateway.routing.sql_text import classify_short
 
 CAPABILITIES: Final = int(
     Capability.PROTOCOL_41
@@ -164,6 +168,26 @@ def classifier(data: bytes) -> None:
     assert Kind.READ not in (full.kind, other.kind) or full.kind is other.kind or full.pin is None
 
 
+def long_texts(data: bytes) -> None:
+    """A text without its literals is no more of a read, and pins no less, than with them."""
+    if not data:
+        return
+    reading, sql = READINGS[data[0] % len(READINGS)], data[1:]
+    full, _ = classify_text(sql, reading)
+    shortened = shorten(sql, reading, kept_bytes=0)
+    seen = unread(sql, reading)
+    assert seen.kind is not Kind.READ
+    assert seen.multi or not full.multi or seen.pin is not None
+    if shortened is not None:
+        short = as_shortened(classify_short(shortened, reading)[0])
+        assert short.pin is not None or full.pin is None or full.pin is PinCause.UNPROVEN
+        assert short.multi or not full.multi or short.pin is not None
+        if short.kind is Kind.READ:
+            assert full.kind is Kind.READ or (full.kind is Kind.UNKNOWN and full.pin in (None, PinCause.UNPROVEN))
+    read_body(sql.decode("utf-8", "surrogateescape"), reading)
+    local_files(sql, reading)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "parsers": parsers,
     "packet_reader": packet_reader,
@@ -171,6 +195,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "reply_tracker": reply_tracker,
     "result_reader": result_reader,
     "classifier": classifier,
+    "long_texts": long_texts,
     **PEER_TARGETS,
 }
 
@@ -201,6 +226,13 @@ SAMPLES: Final[dict[str, list[bytes]]] = {
         b"\0SELECT a FROM t WHERE b = 'x' -- y",
         b'\2SELECT "a" FROM t /*! , 2 */',
         b"\1INSERT INTO t VALUES (1)",
+    ],
+    "long_texts": [
+        b"\0SELECT a FROM t WHERE b IN (1,2,3,4) AND c = 'x' -- y",
+        b"\1INSERT INTO t VALUES (1,'x',NULL),(2,_binary 'y',-1.5e3),(NOW(),x'4a',0x4a) ON DUPLICATE KEY UPDATE a=b",
+        b"\2SELECT \"a\" FROM t; SET @a := f(1), b = 'c';",
+        b"\1BEGIN DECLARE a INT; SET a = 1; IF a THEN SELECT 1 INTO a; END IF; END",
+        b"\0LOAD DATA LOCAL INFILE 'a' INTO TABLE t (a, @b) SET c = @b",
     ],
     **PEER_SAMPLES,
 }
