@@ -433,7 +433,7 @@ def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | Non
         rest = rest[1:]
     if rest == ("CONNECTION_ID", "(", ")"):
         thread = None
-    elif len(rest) == 1 and tokens[-1].kind is TokenKind.NUMBER and rest[0].isdigit() and int(rest[0]) & THREAD_ID_BIT:
+    elif len(rest) == 1 and tokens[-1].kind is TokenKind.NUMBER and _is_own_id(rest[0]):
         thread = int(rest[0])
     else:
         return None
@@ -445,6 +445,11 @@ def _kill(words: tuple[str, ...], tokens: Sequence[Token]) -> SqlOperation | Non
         kill=Kill(thread, query),
         by_task=True,
     )
+
+
+def _is_own_id(digits: str) -> bool:
+    """Whether a number is a thread id of the gateway's. Thousands of digits int() would refuse (ValueError)."""
+    return digits.isdigit() and len(digits) <= 20 and bool(int(digits) & THREAD_ID_BIT)
 
 
 _WITH_EXPRESSIONS: Final = frozenset(["LOAD", "KILL", "PURGE", "SIGNAL", "RESIGNAL"])

@@ -190,7 +190,7 @@ def diagnosed(sql: bytes, reading: Reading) -> Diagnosed | None:
         return None
     condition, at = None, 2
     if words[2:3] == ["CONDITION"]:
-        if len(tokens) < 4 or not tokens[3].text.isdecimal():
+        if len(tokens) < 4 or not tokens[3].text.isdecimal() or len(tokens[3].text) > 9:
             return None
         condition, at = int(tokens[3].text), 4
     items: list[tuple[str, str]] = []

@@ -26,7 +26,6 @@ from gateway.routing.fingerprint import (
     EMPTY_COMMENT,
     HINT_HEAD,
     LINE_COMMENT,
-    NUMBER,
     WORD_REST,
     Reading,
     quote_patterns,
@@ -82,7 +81,7 @@ def _literals(ansi_quotes: bool, no_backslash_escapes: bool) -> re.Pattern[bytes
 
 
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
-_WHOLE_NUMBER: Final = re.compile(NUMBER)
+_WHOLE_NUMBER: Final = re.compile(rb"0x[0-9a-fA-F]++|[0-9]++(?:\.[0-9]*+)?")
 
 
 def shorten(sql: bytes, reading: Reading, kept_bytes: int = KEPT_BYTES) -> bytes | None:

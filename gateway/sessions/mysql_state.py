@@ -21,6 +21,7 @@ from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import ServerError, SessionChanges
 from gateway.routing.operation import Assignment, Kind, PinCause, Scope, SqlOperation, Table, TransactionEffect
 from gateway.routing.sql_asks import named_locks
+from gateway.routing.sql_long import UNREAD
 from gateway.sessions.mysql_text_prepared import PreparedTexts
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ _REFRESH_GRANT: Final = 1  # COM_REFRESH's bit for FLUSH PRIVILEGES
 # Statements after which other people may log in, or the same with other rights. FLUSH only of PRIVILEGES.
 _ACCOUNT_STATEMENTS: Final = frozenset(
     f"{verb} {what}" for verb in ("create", "alter", "drop", "rename") for what in ("user", "role")
-) | {"grant", "revoke", "set password", "set default role"}
+) | {"grant", "revoke", "set password", "set default role", UNREAD}
 
 
 # What MariaDB says of a statement of several accounts of which it has changed some: CREATE, ALTER, DROP, RENAME USER or
@@ -221,7 +222,8 @@ class SessionState:
 
     def follow_accounts(self, raw: bytes, operation: SqlOperation) -> None:
         """A statement was carried out, or nobody knows whether: other people may be able to log in now."""
-        if operation.transaction is TransactionEffect.IMPLICIT_COMMIT and changes_accounts(operation, raw):
+        may_change = operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.multi
+        if may_change and changes_accounts(operation, raw):
             self._service.users.account_changed()
 
     def failed(self, raw: bytes, operation: SqlOperation, code: int, *, in_part: bool) -> None:

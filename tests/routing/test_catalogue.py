@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from catalogue_corpus import ALL_SEEN, catalogue
 
-from gateway.routing import sql_resolve
+from gateway.routing import sql_query, sql_resolve
 from gateway.routing.catalogue import (
     Catalogue,
     Contents,
@@ -384,7 +384,7 @@ def views_of(definitions: dict[str, str]) -> Catalogue:
 
 def test_views_of_views_cost_a_bounded_number_of_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = 0
-    classify = sql_resolve.classify_query
+    classify = sql_query.classify_query
 
     def counted(*arguments: Any) -> Any:
         nonlocal parsed

@@ -15,7 +15,8 @@ from fence_statements import (
 
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Kind
-from gateway.routing.sql import LEX_BYTES, Classifier
+from gateway.routing.sql import Classifier
+from gateway.routing.sql_long import LEX_BYTES
 
 PADDING = b"'" + b"x" * LEX_BYTES + b"'"
 WRAPPED = [

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from sql_corpus import ENTRIES
 from sql_grammar import STATEMENTS
 
-from gateway.routing import sql_long, sql_query, sql_text, sql_tree
+from gateway.routing import sql_long, sql_query, sql_text, sql_tokens, sql_tree
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Column, Kind, PinCause, SqlOperation, Table, TransactionEffect
 from gateway.routing.sql import Classifier, classify_text
+from gateway.routing.sql_asks import diagnosed
 from gateway.routing.sql_long import LEX_BYTES, MATCHES, shorten, unread
 from gateway.routing.sql_text import SHAPES, classify_short
 
@@ -164,7 +165,7 @@ HEADS = (b"SELECT ", b"SELECT '", b"INSERT INTO t VALUES (")
 def test_the_work_on_a_long_text_is_bounded(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not timed but counted: what is split into tokens and parsed, and how often a pattern matches."""
     work: Counter[str] = Counter()
-    lex, pieces = sql_text.lex, sql_query.canonical_pieces
+    lex, pieces = sql_tokens.lex, sql_tokens.canonical_pieces
 
     class Counted:
         def __init__(self, pattern: re.Pattern[bytes]) -> None:
@@ -244,4 +245,14 @@ def test_the_steps_from_columns_to_tables_are_counted() -> None:
 def test_a_long_or_of_many_terms_keeps_its_columns() -> None:
     sql = b"SELECT a FROM t WHERE " + b" OR ".join(b"b = %d" % number for number in range(400))
     operation = classify_text(sql, Reading())[0]
-    assert (operation.kind, operation.columns) == (Kind.READ, {Column("a", Table("t")), Column("b", Table("t"))})
+    assert operation.kind is Kind.READ
+    assert operation.columns == {Column("a", Table("t")), Column("b", Table("t"))}
+
+
+@pytest.mark.parametrize(
+    "sql", [b"KILL %b", b"KILL QUERY %b", b"SELECT %b", b"SET wait_timeout = %b", b"SELECT 1 LIMIT %b"]
+)
+def test_numbers_of_thousands_of_digits_are_only_text(sql: bytes) -> None:
+    for digits in (4_299, 5_000, 9_000):
+        assert classify_text(sql % (b"9" * digits), Reading())[0].kill is None
+    assert diagnosed(b"GET DIAGNOSTICS CONDITION " + b"9" * 5_000 + b" @a = MESSAGE_TEXT", Reading()) is None
