@@ -64,9 +64,9 @@ def _literals(ansi_quotes: bool, no_backslash_escapes: bool) -> re.Pattern[bytes
         rb"|0[xX][0-9a-fA-F]++|[-+]?+[0-9.]++[eE][+-]?+[0-9]++|[xXbB]'[0-9a-fA-F]*+'"
         rb"|_(?:binary|utf8mb4|utf8mb3|utf8|latin1)\s*+(?:" + strings + rb"))"
     )
-    elements = rb"(?:" + literal + rb"\s*+,\s*+)"
+    elements = rb"(?:[0-9]++,|" + literal + rb"\s*+,\s*+)"
     return re.compile(
-        rb"(?<=\))(?P<rows>(?:\s*+,\s*+\(\s*+" + elements + rb"{0,4095}" + literal + rb"\s*+\)){1,16})"
+        rb"(?<=\))(?P<rows>(?:\s*+,\s*+\(\s*+" + literal + rb"(?:\s*+,\s*+" + literal + rb"){0,4095}\s*+\)){1,16})"
         rb"|(?P<executable>/\*M?!)"
         rb"|(?P<comment>" + BLOCK_COMMENT + rb"|" + LINE_COMMENT + rb")"
         rb"|(?P<open>/\*)"
@@ -143,7 +143,7 @@ def _sticking(ansi_quotes: bool, no_backslash_escapes: bool) -> re.Pattern[bytes
     return re.compile(
         rb"(?P<call>" + words + rb"++)\("
         rb"|(?:" + words + rb"*+[" + operators + rb"]++[\s(" + operators + rb"]*+|" + strings
-        + rb"|(?:" + identifiers + rb")(?!\s*+\()|-(?!-)|/(?!\*)){1,2000}"
+        + rb"|(?:" + identifiers + rb")(?!\s*+\()|-(?!-)|/++(?!\*)){1,2000}"
         rb"|(?P<executable>/\*M?!)"
         rb"|(?:" + BLOCK_COMMENT + rb"|" + LINE_COMMENT + rb")(?:\s*+(?P<gap>\())?"
         rb"|(?P<several>;)"

@@ -27,7 +27,7 @@ from gateway.routing.sql_tokens import EXECUTABLE_LIMIT, Gap, Lexed, Token, Toke
 PARSE_BYTES: Final = 8_192
 """Longest canonical text that is parsed while other sessions wait, in characters: 10 to 20 ms for a dense one
 (measured)."""
-EXECUTABLE_BYTES: Final = 16 * 1024
+EXECUTABLE_BYTES: Final = 12 * 1024
 """Most bytes of a text with executable comments that are split into tokens, all its readings together."""
 SHAPES: Final = 64
 """Most statements of one text that are parsed; those that differ in their literals alone count once."""
