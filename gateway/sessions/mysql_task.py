@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.backends.mysql import MysqlConnection
-from gateway.backends.mysql_state import assignments_sql
 from gateway.errors import BackendRefused, OutcomeUnknown, ProtocolError, Refused, Unavailable
 from gateway.protocol.mysql import answers
 from gateway.protocol.mysql.attributes import as_sent
 from gateway.protocol.mysql.commands import argument_of, query, thread_id_of
 from gateway.protocol.mysql.constants import Command, ErrorCode
 from gateway.protocol.mysql.packets import PacketError, packets_in
-from gateway.routing.operation import Assignment, Kind, Scope, SqlOperation, TransactionEffect
+from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
 from gateway.routing.sql_resolve import STALE
 from gateway.sessions.mysql_change_user import change_user
@@ -24,10 +23,11 @@ from gateway.sessions.mysql_diagnostics import as_assignment, still_known
 from gateway.sessions.mysql_freshness import NO_REPLICAS
 from gateway.sessions.mysql_gateway import answer_gateway_statement
 from gateway.sessions.mysql_kill import interrupted, kill
+from gateway.sessions.mysql_last import ABOUT_INSERT, answered_here, restore_insert_id, run_at_last
 from gateway.sessions.mysql_options import set_option
 from gateway.sessions.mysql_prepared import COMMANDS
 from gateway.sessions.mysql_read_back import after_exchange
-from gateway.sessions.mysql_residue import answer, insert_id_answer, settle, thread_id_answer
+from gateway.sessions.mysql_residue import insert_id_answer, settle, thread_id_answer
 from gateway.sessions.mysql_state import AUTOCOMMIT, IN_TRANSACTION, operation_of_command, refusal_of_command
 from gateway.topology.mysql import SqlMember
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 # The second fence: what a replica answers to a write.
 REFUSED_AS_WRITE: Final = frozenset((ErrorCode.READ_ONLY, ErrorCode.READ_ONLY_TRANSACTION, ErrorCode.READ_ONLY_MODE))
-# What only the connection of the last insert knows, and what only that of the statement before.
-ABOUT_INSERT: Final = frozenset(("last_insert_id", "@@last_insert_id", "@@identity"))
-ABOUT_LAST: Final = frozenset(("row_count", "found_rows", "@@warning_count", "@@error_count"))
 ATTEMPTS: Final = 3  # of a proven read, each at another member, the primary being the last
 
 
@@ -200,7 +197,7 @@ class CommandTask:
             raise error
         if isinstance(error, BackendRefused):
             self.session.service.fenced += 1
-            await self._run_at_primary(declined.raw, operation, policy, "a replica refused it as a write")
+            await self.run_at_primary(declined.raw, operation, policy, "a replica refused it as a write")
         elif not declined.held and self._may_retry(operation, policy):
             self._attempts += 1
             self.session.service.retried += 1
@@ -237,7 +234,7 @@ class CommandTask:
                 return
         captured = self.session.residue.captured
         own = captured is not None and captured.first and captured.at == self.session.commands
-        if own and operation.last_connection and await self._answered(raw, operation):
+        if own and operation.last_connection and await answered_here(self, raw, operation):
             return
         held = self.session.held
         if held is not None and held.arming.replica and not stays_at_replica(operation, self.session.reads_first):
@@ -250,9 +247,9 @@ class CommandTask:
             held = self.session.held
         if held is not None:
             member = self.session.topology.members[held.member]
-            await self._exchange(held, member, raw, operation, policy, "the session keeps its connection")
+            await self.exchange(held, member, raw, operation, policy, "the session keeps its connection")
         elif operation.last_connection:
-            await self._run_at_last(raw, operation, policy)
+            await run_at_last(self, raw, operation, policy)
         elif policy.target is Target.REPLICA:
             staying = self.session.kept.stays_at_primary()
             if staying is None and not self.session.topology.has_replicas:
@@ -266,11 +263,11 @@ class CommandTask:
                 if not self.session.kept.status & AUTOCOMMIT:
                     self.session.service.kept_by_autocommit += 1
                     self.session.kept_reading = True
-                await self._run_at_primary(raw, operation, policy, staying)
+                await self.run_at_primary(raw, operation, policy, staying)
         elif self.session.topology.primary_member is None and await self._set_at_replica(raw, operation, policy):
             return
         else:
-            await self._run_at_primary(raw, operation, policy, policy.reason)
+            await self.run_at_primary(raw, operation, policy, policy.reason)
 
     async def _set_at_replica(self, raw: bytes, operation: SqlOperation, policy: Policy) -> bool:
         """Without a primary, what only sets what follows the session is proven by any server: reads go on."""
@@ -280,7 +277,7 @@ class CommandTask:
             member = self.session.topology.members[view.name]
             if view.fault is None and member.pool.arming is not None:
                 connection = await member.pool.take(self.session.credentials, self.session.kept.state)
-                await self._exchange(connection, member, raw, operation, policy, "there is no primary at the moment")
+                await self.exchange(connection, member, raw, operation, policy, "there is no primary at the moment")
                 return True
         return False
 
@@ -326,7 +323,7 @@ class CommandTask:
             session.service.recycle(held)
         status = session.kept.status
         session.kept.status = status & ~IN_TRANSACTION  # as long as it is open nowhere
-        primary = await self._await_primary()
+        primary = await self.await_primary()
         connection = await primary.pool.take(session.credentials, session.kept.state)
         await self.confirm(connection, connection.acknowledge([query("START TRANSACTION READ ONLY")]))
         connection.taker = session
@@ -345,19 +342,19 @@ class CommandTask:
             except Unavailable as error:
                 reason = str(error)
             else:
-                await self._exchange(connection, chosen, raw, operation, policy, reason)
+                await self.exchange(connection, chosen, raw, operation, policy, reason)
                 return
         if topology.primary_member is None:
             raise Unavailable(f"gateway: {reason}, and group {topology.name} has no primary at the moment")
         await self.session.service.enter_primary_reads(reason)
         self.session.has_primary_place = True
         try:
-            await self._run_at_primary(raw, operation, policy, reason)
+            await self.run_at_primary(raw, operation, policy, reason)
         finally:
             self.session.leave_primary_reads()
 
-    async def _run_at_primary(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> None:
-        primary = await self._await_primary()
+    async def run_at_primary(self, raw: bytes, operation: SqlOperation, policy: Policy, reason: str) -> None:
+        primary = await self.await_primary()
         self._require_replicas(operation)
         session = self.session
         await settle(session)
@@ -371,14 +368,14 @@ class CommandTask:
             await self.confirm(writer, writer.bring_to(session.kept.state))
         else:
             writer = await primary.pool.take(session.credentials, session.kept.state)
-            await self._restore_insert_id(writer, operation)
+            await restore_insert_id(self, writer, operation)
         if primary.name != session.topology.primary or writer.arming is not primary.pool.arming:
             writer.close()  # roles changed while it was waited for
             raise Unavailable(
                 f"gateway: {primary.name} is not the primary any more; nothing of the statement was carried out",
                 code=ErrorCode.READ_ONLY,
             )
-        await self._exchange(writer, primary, raw, operation, policy, reason)
+        await self.exchange(writer, primary, raw, operation, policy, reason)
 
     async def confirm(self, connection: MysqlConnection, step: Awaitable[None]) -> None:
         """Awaits a step on a leased connection; what fails in it costs the connection, and is told as it is."""
@@ -391,80 +388,7 @@ class CommandTask:
             connection.close()
             raise
 
-    async def _answered(self, raw: bytes, operation: SqlOperation) -> bool:
-        """Answers a question about a statement that the gateway refused itself, of which no connection knows.
-
-        False for one about what an error leaves alone. Raises Refused for what is no plain question.
-        """
-        answered = await answer(self.session, raw)
-        if answered is not None:
-            self.session.endpoint.write(answered)
-            self.session.rules_version = -1  # as _refuse: the next one may ask again
-            return True
-        if ABOUT_INSERT & operation.functions and not ABOUT_LAST & operation.functions:
-            return False
-        raise Refused("gateway: the statement before was refused by the gateway, and this one speaks of it")
-
-    async def _run_at_last(self, raw: bytes, operation: SqlOperation, policy: Policy) -> None:
-        """LAST_INSERT_ID(), warnings, FOUND_ROWS(): on the very connection that knows."""
-        await settle(self.session)
-        residue = self.session.residue
-        about_insert = bool(ABOUT_INSERT & operation.functions)
-        # What speaks of nothing but the insert id is at home where that was made; all else where the last one ran.
-        at_writer = about_insert and not ABOUT_LAST & operation.functions and not operation.statement.startswith("get")
-        wanted = residue.writer if at_writer and residue.last is not residue.writer else residue.last
-        reason = "it speaks of the statement before: same connection"
-        nothing_to_show = operation.statement.startswith("show") and not residue.warned
-        before = self.session.operation
-        if "found_rows" in operation.functions and before is not None and before.kind is not Kind.READ:
-            raise Refused("gateway: FOUND_ROWS() speaks of the last SELECT; ask right after it, or in a transaction")
-        if wanted is not None:
-            member = self.session.topology.members[wanted.member]
-            only_reads = operation.kind is Kind.READ and operation.pin is None
-            if wanted.arming.replica and not (only_reads and not about_insert):
-                raise Refused(
-                    "gateway: the statement before ran at a replica, and this one, which speaks of it, must run at the "
-                    "primary; give the statement before the hint /* gateway: primary */, or run both in a transaction",
-                )
-            in_state = wanted.state is self.session.kept.state
-            if in_state and member.pool.take_bound(wanted, self.session):
-                await self._exchange(wanted, member, raw, operation, policy, reason)
-                return
-        answered = await answer(self.session, raw) if not at_writer and self.session.commands else None
-        if answered is not None:
-            self.session.endpoint.write(answered)
-            return
-        if nothing_to_show and self.session.commands:
-            # Not on the connection of the last write, where older warnings may be.
-            primary = await self._await_primary()
-            clean = await primary.pool.take(self.session.credentials, self.session.kept.state)
-            await self._exchange(clean, primary, raw, operation, policy, "no statement before it left anything behind")
-            return
-        if not at_writer and self.session.commands:
-            raise Refused(
-                "gateway: the connection of the statement before was lent to another session meanwhile, and what it "
-                "knew (warnings, row counts) is gone; ask right after the statement, or in a transaction",
-            )
-        await self._run_at_primary(raw, operation, policy, "no statement before it left anything behind")
-
-    async def _restore_insert_id(self, connection: MysqlConnection, operation: SqlOperation) -> None:
-        """Gives a connection that is new to the session the LAST_INSERT_ID() that the session had elsewhere."""
-        session = self.session
-        residue = session.residue
-        if residue.insert_id_lost and ABOUT_INSERT & operation.functions:
-            connection.home.give_back(connection)
-            raise Refused("gateway: the connection that knew LAST_INSERT_ID() was lost")
-        if residue.insert_id is None:
-            return
-        made = Assignment(Scope.SESSION, "last_insert_id", str(residue.insert_id))
-        sql = assignments_sql((made,), mariadb=connection.arming.mariadb)
-        await self.confirm(connection, connection.acknowledge(sql))
-        connection.tainted = True
-        connection.last_session = session
-        residue.writer = connection
-        residue.insert_id = None
-
-    async def _await_primary(self) -> SqlMember:
+    async def await_primary(self) -> SqlMember:
         """The primary, after waiting at most `failover_wait` for one. Raises Unavailable."""
         topology = self.session.topology
         with trio.move_on_after(topology.config.failover_wait):
@@ -489,7 +413,7 @@ class CommandTask:
                     code=ErrorCode.READ_ONLY,
                 )
 
-    async def _exchange(
+    async def exchange(
         self,
         connection: MysqlConnection,
         member: SqlMember,
