@@ -16,13 +16,12 @@ import structlog
 import trio
 
 from gateway.admin import EXPLAIN_SOCKET
+from gateway.admin.unix_socket import ANSWER_BYTES, receive_all, serve_unix
 from gateway.errors import ConfigError, Unavailable
-from gateway.net.listener import bind_unix
 from gateway.rules.verdict import Verdict
 
 ASK_SECONDS: Final = 30.0  # for the whole answer
 QUESTION_BYTES: Final = 64 << 20
-CHUNK_BYTES: Final = 65_536
 BATCH: Final = 16  # statements that are explained at once; each may cost a parse
 
 log = structlog.get_logger(__name__)
@@ -53,28 +52,17 @@ async def serve_explain(
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers until cancelled; removes the socket then. `explainer` may raise ConfigError."""
-    await trio.Path(data_dir).mkdir(parents=True, exist_ok=True)
-    path = data_dir / EXPLAIN_SOCKET
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(bind_unix(str(path))))
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
         try:
-            with trio.move_on_after(ASK_SECONDS):
-                question = msgspec.json.decode(await _receive(stream), type=Question)
-                for answer in _answers(question, explainer):
-                    await stream.send_all(msgspec.json.encode(answer) + b"\n")
-        except (trio.BrokenResourceError, msgspec.MsgspecError) as error:
-            log.debug("a question was not understood, or whoever asked it has gone", error=str(error))
-        finally:
-            await trio.aclose_forcefully(stream)
+            question = msgspec.json.decode(await receive_all(stream, QUESTION_BYTES), type=Question)
+        except msgspec.MsgspecError as error:
+            log.debug("a question was not understood", error=str(error))
+            return
+        for verdicts in _answers(question, explainer):
+            await stream.send_all(msgspec.json.encode(verdicts) + b"\n")
 
-    try:
-        async with trio.open_nursery() as nursery:
-            task_status.started(path)
-            await trio.serve_listeners(serve, [listener], handler_nursery=nursery)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.Path(path).unlink(missing_ok=True)
+    await serve_unix(data_dir / EXPLAIN_SOCKET, answer, seconds=ASK_SECONDS, task_status=task_status)
 
 
 def _answers(question: Question, explainer: Callable[[Question], Callable[[bytes], Verdict]]) -> Iterator[Answer]:
@@ -89,17 +77,6 @@ def _answers(question: Question, explainer: Callable[[Question], Callable[[bytes
         yield Answer(tuple(map(explain, statements[start : start + BATCH])))
 
 
-async def _receive(stream: trio.SocketStream) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while chunk := await stream.receive_some(CHUNK_BYTES):
-        parts.append(chunk)
-        size += len(chunk)
-        if size > QUESTION_BYTES:
-            raise trio.BrokenResourceError("the question is too large")
-    return b"".join(parts)
-
-
 async def ask_explain(data_dir: Path, question: Question) -> Sequence[Verdict]:
     """The verdicts of the gateway that runs on `data_dir`. Raises Unavailable, and ConfigError for a wrong question."""
     path = data_dir / EXPLAIN_SOCKET
@@ -108,7 +85,7 @@ async def ask_explain(data_dir: Path, question: Question) -> Sequence[Verdict]:
             async with await trio.open_unix_socket(str(path)) as stream:
                 await stream.send_all(msgspec.json.encode(question))
                 await stream.send_eof()
-                told = await _receive(stream)
+                told = await receive_all(stream, ANSWER_BYTES)
     except (OSError, trio.BrokenResourceError) as error:
         raise Unavailable(f"no gateway answers at {path} ({error})") from error
     except trio.TooSlowError:
