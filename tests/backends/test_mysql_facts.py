@@ -78,7 +78,7 @@ def test_a_reset_keeps_the_database_and_nothing_deselects_one(connection: Any) -
 
 
 def test_a_reset_keeps_the_role(connection: Any, sql_group: MysqlGroup) -> None:
-    """So that a connection on which one was set is never given to another session (`MysqlSession.let_go`)."""
+    """So that what the log-in activated has to be set again behind it (`mysql_state.commands_to`)."""
     primary = sql_group.primary
     primary.query("DROP ROLE IF EXISTS reader")
     primary.query("CREATE ROLE reader")
