@@ -36,7 +36,8 @@ from gateway.protocol.mysql.commands import argument_of, query, statement_id_of
 from gateway.protocol.mysql.constants import Capability, Command, ErrorCode, Status
 from gateway.protocol.mysql.packets import PacketError, packets_in
 from gateway.protocol.mysql.statements import LAST_PREPARED, bound_types, with_statement_id, with_types
-from gateway.routing.operation import Kind, PinCause, SqlOperation
+from gateway.routing.operation import PinCause, SqlOperation
+from gateway.sessions.mysql_client_statement import FETCHING, ClientStatement, preparing
 
 if TYPE_CHECKING:
     from gateway.backends.mysql import MysqlConnection
@@ -79,65 +80,6 @@ _TOO_LONG: Final = (
 
 # Pins of sessions that may have set anything, in no way that is known.
 _UNTOLD: Final = frozenset({PinCause.SESSION_VARIABLE, PinCause.PROCEDURE, PinCause.UNPROVEN})
-
-FETCHING: Final = SqlOperation(
-    Kind.READ, "fetch", "reads from an open cursor", needs_primary="a cursor stays with its connection"
-)
-
-
-class ClientStatement:
-    """One statement of a client. `types` are those that it bound last, `cursor` the connection that has its cursor."""
-
-    __slots__ = (
-        "cursor",
-        "handle",
-        "id",
-        "long_bytes",
-        "long_data",
-        "operation",
-        "overlong",
-        "parameters",
-        "policy",
-        "reading",
-        "shared",
-        "types",
-        "version",
-    )
-
-    def __init__(self, id_: int, shared: SharedStatement, reading: Reading, parameters: int) -> None:
-        self.id = id_
-        self.shared = shared
-        self.reading = reading
-        self.parameters = parameters
-        self.types: bytes | None = None
-        self.operation: SqlOperation | None = None
-        self.version = -1  # of the classifier, when it told the operation
-        self.long_data: list[bytes] = []  # COM_STMT_SEND_LONG_DATA as they came
-        self.long_bytes = 0
-        self.overlong = False  # more long data than is allowed was sent
-        self.cursor: MysqlConnection | None = None
-        self.handle: Handle | None = None  # of the cursor
-        self.policy: Policy | None = None  # of the execution that opened the cursor
-
-    def forget_long_data(self) -> int:
-        """Returns the number of bytes that are not held any more."""
-        count, self.long_bytes = self.long_bytes, 0
-        self.long_data = []
-        self.overlong = False
-        return count
-
-
-def preparing(operation: SqlOperation) -> SqlOperation:
-    """What COM_STMT_PREPARE of a statement is: a read of its tables' definitions, wherever the statement belongs."""
-    return SqlOperation(
-        Kind.READ,
-        "prepare",
-        f"prepares: {operation.reason}",
-        reads=operation.reads + operation.writes,
-        tables_complete=operation.tables_complete,
-        functions=operation.functions,
-        hint=operation.hint,
-    )
 
 
 class PreparedStatements:
