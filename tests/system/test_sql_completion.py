@@ -76,4 +76,4 @@ def test_a_session_that_releases_at_every_end_is_ended(small: SqlGateway) -> Non
         one.sock.sendall(commands.query("SELECT 1"))
         assert one.is_closed()
     with WireClient(small) as other:
-        assert other.rows("SELECT COUNT(*) FROM t") == [("1",)]
+        assert other.rows("/* gateway: primary */ SELECT COUNT(*) FROM t") == [("1",)]
