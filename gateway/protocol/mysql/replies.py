@@ -239,9 +239,9 @@ class ReplyTracker:
         if size - at < _EOF_LENGTH + 4 or size > MAX_PAYLOAD:
             return False
         word, first = _HEAD(data, at)
-        self.rows = 0
+        rows = 0
         if first < 0xFE:
-            self.rows = 1
+            rows = 1
             at += (word & 0xFFFFFF) + 4
         if self._deprecate_eof:
             if at != size - _SHORTEST_OK - 4:
@@ -260,6 +260,7 @@ class ReplyTracker:
             return False
         self.affected_rows, self.insert_id = affected_rows, insert_id
         self.warnings, self.status = warnings, status
+        self.rows = rows
         self._phase = _END
         self._begun = self.done = True
         self.leftover = b""
