@@ -307,7 +307,6 @@ class MysqlServer(MysqlFamilyServer):
             f"--character-sets-dir={usr / 'share/mysql/charsets'}",
             f"--plugin-dir={usr / 'lib/mysql/plugin'}",
             "--innodb-redo-log-capacity=8M",
-            "--innodb-use-native-aio=OFF",  # fs.aio-max-nr is one limit for all servers of a machine: some 28 of these
             "--secure-file-priv=NULL",  # Debian's default is a folder that the unpacked package never made
             # Each server would reserve thousands of the kernel's 65,536 asynchronous requests (fs.aio-max-nr), and one
             # that finds too few left does not start.
