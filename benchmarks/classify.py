@@ -87,7 +87,7 @@ WHOLE = {
     "many statements": b"UPDATE t SET a = 1 WHERE b = 2;" * 32_000,
     "8 KiB, dense": b"SELECT " + b"a+" * 4_000 + b"1",
     "8 KiB, calls in calls": b"SELECT " + b"a(" * 4_000,
-    "8 KiB, read 8 times": b"SELECT /*!50000 1,*/ /*!50001 1,*/ /*M! 2,*/" + b"a+" * 960 + b"1",
+    "1.5 KiB, read 8 times": b"SELECT /*!50000 1,*/ /*!50001 1,*/ /*M! 2,*/" + b"a+" * 720 + b"1",
     "8 KiB, names of tables": b"SELECT " + b"ab," * 1_000 + b"1 FROM " + b"tu," * 1_600 + b"t",
     "8 KiB, statements": b";".join(b"SELECT a%d" % number for number in range(600)),
     "DATE() in DATE()": b"SELECT " + b"DATE(" * 1_000 + b"1" + b")" * 1_000,

@@ -13,12 +13,13 @@ it; what needs more is unknown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, cast
 
 from gateway.routing.catalogue import SYSTEM_SCHEMAS, Catalogue, Routine, Trigger, View, unqualified
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Column, Kind, PinCause, SqlOperation, Table
+from gateway.routing.sql_proofs import TOO_MANY, UNOPENED, Definitions, Proof, Reads, unproven
 from gateway.routing.sql_query import classify_query
 from gateway.routing.sql_routine import BODY_BYTES, Body, read_body
 from gateway.routing.sql_tokens import canonical, lex
@@ -27,64 +28,9 @@ from gateway.routing.sql_tree import parse, view_columns
 STALE: Final = "DDL has just been seen, and what the names mean is being read again"
 DEPTH: Final = 24
 """Deepest chain of views and functions that is followed."""
-DEFINITIONS: Final = 32
-"""Most views, routines and triggers that one statement is followed through; 2 to 5 ms each at first (measured)."""
-DEFINITIONS_BYTES: Final = 64 * 1024
-"""Most bytes of all their definitions."""
 CAUSED: Final = 256
 """Most tables that one write is followed through, by triggers and foreign keys."""
 ANSI_MODES: Final = frozenset({"ANSI_QUOTES", "ANSI", "DB2", "MAXDB", "MSSQL", "ORACLE", "POSTGRESQL"})
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What reading a view or calling a function does, through everything that it uses in turn.
-
-    `problem` says why it is not proven to only read, None if it is. `outputs` are the base columns behind each column
-    of a view, lower case, and `always` those behind all of them; None where that is not told apart.
-    """
-
-    problem: str | None = None
-    pin: PinCause | None = None
-    primary: str | None = None  # only the primary can answer
-    reads: frozenset[Table] = frozenset()
-    columns: frozenset[Column] = frozenset()
-    functions: frozenset[str] = frozenset()
-    whole: bool = True  # False: it may read more than that
-    outputs: Mapping[str, frozenset[Column]] | None = None
-    always: frozenset[Column] = frozenset()
-    opened: frozenset[tuple[object, int]] = frozenset()  # the definitions that it rests on, each with its bytes
-    given_up: bool = False  # more definitions were needed than one statement may open: not to be remembered
-
-
-@dataclass(slots=True)
-class _Reads:
-    """What a statement reads in the end. The first problem counts."""
-
-    problem: str | None = None
-    pin: PinCause | None = None
-    primary: str | None = None
-    reads: dict[Table, None] = field(default_factory=dict)
-    columns: set[Column] = field(default_factory=set)
-    functions: set[str] = field(default_factory=set)
-    whole: bool = True
-    writes_whole: bool = True
-    opened: set[tuple[object, int]] = field(default_factory=set)
-    given_up: bool = False
-
-    def blame(self, problem: str | None, pin: PinCause | None) -> None:
-        self.problem = self.problem or problem
-        self.pin = self.pin or pin
-
-    def take(self, proof: Proof, columns: Iterable[Column]) -> None:
-        self.blame(proof.problem, proof.pin)
-        self.primary = self.primary or proof.primary
-        self.reads.update(dict.fromkeys(proof.reads))
-        self.columns.update(columns)
-        self.functions.update(proof.functions)
-        self.whole = self.whole and proof.whole
-        self.opened |= proof.opened
-        self.given_up = self.given_up or proof.given_up
 
 
 def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> SqlOperation:
@@ -94,7 +40,7 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
     if operation.statement == "call":
         return resolver.call_of_procedure(operation, database)
     if operation.describes:
-        opened = _Reads()
+        opened = Reads()
         resolver.tables(opened, operation.reads, (), database, [])
         # MariaDB opens a view with the tables that its functions write, which a replica refuses (tried).
         return operation if opened.problem is None else replace(operation, needs_primary=opened.problem)
@@ -105,7 +51,7 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
             base = operation.if_proven
         elif operation.kind is Kind.UNKNOWN:
             base = replace(operation, reason=problem)
-    found = _Reads()
+    found = Reads()
     resolver.tables(found, base.reads, base.columns, database, [])
     if base is not operation:
         for call in operation.calls:
@@ -116,7 +62,7 @@ def resolve(operation: SqlOperation, catalogue: Catalogue, reading: Reading) -> 
     return _merged(base, found, written, catalogue.expanded(base.columns | found.columns, database))
 
 
-def _merged(base: SqlOperation, found: _Reads, written: tuple[Table, ...], columns: frozenset[Column]) -> SqlOperation:
+def _merged(base: SqlOperation, found: Reads, written: tuple[Table, ...], columns: frozenset[Column]) -> SqlOperation:
     kind, reason, primary = base.kind, base.reason, base.needs_primary
     if kind is Kind.READ:
         if found.problem is not None:
@@ -145,31 +91,20 @@ class _Resolver:
     def __init__(self, catalogue: Catalogue, reading: Reading) -> None:
         self.catalogue = catalogue
         self.reading = Reading(mariadb=reading.mariadb, version=reading.version)
-        self.opened: set[tuple[object, int]] = set()  # definitions that the statement at hand has needed so far
-        self.opened_bytes = 0
-
-    def opens(self, definition: tuple[object, int]) -> bool:
-        """Whether one definition more, by name and size in bytes, may be needed for this statement."""
-        if definition in self.opened:
-            return True
-        if len(self.opened) >= DEFINITIONS or self.opened_bytes + definition[1] > DEFINITIONS_BYTES:
-            return False
-        self.opened.add(definition)
-        self.opened_bytes += definition[1]
-        return True
+        self.definitions = Definitions()
 
     def recalled(self, key: object) -> Proof | None:
         """What is remembered of a view or function, as far as this statement may need it."""
         known = self.catalogue.remembered.get(key)
         if not isinstance(known, Proof):
             return None
-        return known if all(self.opens(one) for one in known.opened) else _TOO_MANY
+        return known if all(self.definitions.opens(one) for one in known.opened) else TOO_MANY
 
     # ---------------------------------------------------------------- reading
 
     def tables(
         self,
-        found: _Reads,
+        found: Reads,
         tables: Iterable[Table],
         columns: Iterable[Column],
         database: str | None,
@@ -218,8 +153,8 @@ class _Resolver:
             problem = f"reads the view {name}, which is defined by itself or too deeply"
             return Proof(problem, whole=False, given_up=view.table not in trail)
         own = view.table, len(view.definition)
-        if not self.opens(own):
-            return _TOO_MANY
+        if not self.definitions.opens(own):
+            return TOO_MANY
         proof = self._prove_view(view, name, [*trail, view.table])
         proof = replace(proof, opened=proof.opened | {own})
         if not proof.given_up:
@@ -251,7 +186,7 @@ class _Resolver:
         if definition is None:
             return Proof(f"{said}, whose definition is not understood", whole=False)
         operation, text = definition
-        found = _Reads()
+        found = Reads()
         database = view.table.database
         best = operation if operation.if_proven is None else operation.if_proven
         if best.kind is not Kind.READ:
@@ -262,7 +197,7 @@ class _Resolver:
         for call in operation.calls:
             proof = self.call(call, database, trail)
             found.take(replace(proof, problem=proof.problem and f"{said}, which {proof.problem}"), proof.columns)
-        inner = _Reads()
+        inner = Reads()
         self.tables(inner, best.reads, best.columns, database, trail)
         found.blame(inner.problem and f"{said}, which {inner.problem}", inner.pin)
         given_up = found.given_up or inner.given_up
@@ -296,7 +231,7 @@ class _Resolver:
             return None, frozenset()
 
         def behind(columns: Iterable[Column]) -> frozenset[Column]:
-            through = _Reads()
+            through = Reads()
             own = list(columns)
             self.tables(through, operation.reads, own, database, trail)
             return frozenset((*_qualified(own, database), *through.columns))
@@ -320,16 +255,16 @@ class _Resolver:
         sight = catalogue.sight
         home = call.database or database
         if catalogue.problem is not None or sight is None or home is None:
-            return _unproven(f"{said}, which is no built-in that only reads")
+            return unproven(f"{said}, which is no built-in that only reads")
         if call.database is None:
             loadable = catalogue.contents.loadable
             if loadable is None:
-                return _unproven(f"{said}, which may be a loadable function: the monitor account may not see those")
+                return unproven(f"{said}, which may be a loadable function: the monitor account may not see those")
             if call.name.lower() in loadable:
-                return _unproven(f"{said}, a loadable function, of which nothing can be known")
+                return unproven(f"{said}, a loadable function, of which nothing can be known")
         routine = catalogue.function(Table(call.name, home))
         if routine is None or not sight.routines(home):
-            return _unproven(f"{said}, which is no built-in or stored function that the catalogue shows")
+            return unproven(f"{said}, which is no built-in or stored function that the catalogue shows")
         return self.function(routine, said, trail)
 
     def function(self, routine: Routine, said: str, trail: list[Table]) -> Proof:
@@ -338,7 +273,7 @@ class _Resolver:
         if known is None:
             name = Table(f"{routine.name.name}()", routine.name.database)
             if name in trail or len(trail) >= DEPTH:
-                return replace(_unproven("calls itself or too deeply"), given_up=name not in trail)
+                return replace(unproven("calls itself or too deeply"), given_up=name not in trail)
             known = self._prove_function(routine, [*trail, name])
             if not known.given_up:
                 self.catalogue.remembered[key] = known
@@ -348,11 +283,11 @@ class _Resolver:
         key = "function body", routine.name
         body = self.body(key, routine.body, routine.sql_mode, routine.parameters, False)
         database = routine.name.database
-        found = _Reads(opened={(key, len(routine.body))}, given_up=body is _UNOPENED)
+        found = Reads(opened={(key, len(routine.body))}, given_up=body is _UNOPENED)
         found.blame(body.problem, PinCause.PROCEDURE)
         for operation in body.operations:
             best = operation.if_proven or operation
-            inner = _Reads()
+            inner = Reads()
             self.tables(inner, best.reads, best.columns, database, trail)
             for call in operation.calls:
                 inner.take(proof := self.call(call, database, trail), proof.columns)
@@ -377,7 +312,7 @@ class _Resolver:
         )
 
     def body(self, key: object, text: str, sql_mode: str, parameters: tuple[str, ...], trigger: bool) -> Body:
-        if not self.opens((key, len(text))):
+        if not self.definitions.opens((key, len(text))):
             return _UNOPENED
         known = self.catalogue.remembered.get(key)
         if isinstance(known, Body):
@@ -396,7 +331,7 @@ class _Resolver:
 
     # ---------------------------------------------------------------- writing
 
-    def caused(self, base: SqlOperation, database: str | None, found: _Reads) -> tuple[Table, ...]:
+    def caused(self, base: SqlOperation, database: str | None, found: Reads) -> tuple[Table, ...]:
         """The tables that are written beside those that the statement names: through views, triggers, cascades."""
         if not base.writes or base.kind is Kind.READ:
             return ()
@@ -410,7 +345,7 @@ class _Resolver:
         named = {catalogue.key(table) for table in unqualified(base.writes, database)}
         return tuple(dict.fromkeys(table for table, _ in seen if table not in named and table not in catalogue.views))
 
-    def _caused_by(self, pending: list[tuple[Table, str]], found: _Reads) -> dict[tuple[Table, str], None]:
+    def _caused_by(self, pending: list[tuple[Table, str]], found: Reads) -> dict[tuple[Table, str], None]:
         """Every table that these writes come to, each with its event; `pending` is used up."""
         catalogue, sight = self.catalogue, self.catalogue.sight
         assert sight is not None
@@ -452,18 +387,18 @@ class _Resolver:
         routine = catalogue.procedure(Table(name.name, home))
         if routine is None or not sight.routines(home):
             return operation
-        found = _Reads()
+        found = Reads()
         written = self._caused_by(self._called(routine, found, []), found)
         if not found.writes_whole or found.pin is not None:
             return operation
         return replace(proven, reads=tuple(found.reads), writes=tuple(dict.fromkeys(table for table, _ in written)))
 
-    def _fired(self, trigger: Trigger, found: _Reads) -> list[tuple[Table, str]]:
+    def _fired(self, trigger: Trigger, found: Reads) -> list[tuple[Table, str]]:
         """What a trigger writes and by which event; what it reads is added to what was found."""
         body = self.body(("trigger", trigger.table, trigger.name), trigger.body, trigger.sql_mode, (), True)
         return self._done(body, trigger.table.database, found, [])
 
-    def _done(self, body: Body, database: str | None, found: _Reads, trail: list[Table]) -> list[tuple[Table, str]]:
+    def _done(self, body: Body, database: str | None, found: Reads, trail: list[Table]) -> list[tuple[Table, str]]:
         found.writes_whole = found.writes_whole and body.whole
         found.pin = found.pin or body.pin
         written: list[tuple[Table, str]] = []
@@ -481,7 +416,7 @@ class _Resolver:
             written += self._called(self.catalogue.procedure(Table(name.name, name.database or database)), found, trail)
         return written
 
-    def _called(self, routine: Routine | None, found: _Reads, trail: list[Table]) -> list[tuple[Table, str]]:
+    def _called(self, routine: Routine | None, found: Reads, trail: list[Table]) -> list[tuple[Table, str]]:
         if routine is None or len(trail) >= DEPTH:
             found.writes_whole = False
             return []
@@ -492,13 +427,7 @@ class _Resolver:
         return self._done(body, routine.name.database, found, [*trail, routine.name])
 
 
-_PROBLEM: Final = f"needs more than {DEFINITIONS} definitions, or {DEFINITIONS_BYTES // 1024} KiB of them, to be known"
-_TOO_MANY: Final = Proof(_PROBLEM, whole=False, given_up=True)
-_UNOPENED: Final = Body(_PROBLEM, whole=False)
-
-
-def _unproven(problem: str) -> Proof:
-    return Proof(problem, pin=PinCause.PROCEDURE, whole=False)
+_UNOPENED: Final = Body(UNOPENED, whole=False)
 
 
 def _qualified(columns: Iterable[Column], database: str | None) -> Iterable[Column]:

@@ -22,7 +22,8 @@ from gateway.routing.catalogue import (
 from gateway.routing.fingerprint import Reading
 from gateway.routing.operation import Column, Kind, PinCause, Table
 from gateway.routing.sql import Classifier, classify_text
-from gateway.routing.sql_resolve import DEFINITIONS, STALE
+from gateway.routing.sql_proofs import DEFINITIONS
+from gateway.routing.sql_resolve import STALE
 from gateway.routing.sql_routine import read_body
 
 MYSQL = Reading(version=(9, 7), database="shop")
