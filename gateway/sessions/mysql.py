@@ -12,7 +12,6 @@ its pool after every reply, and remembers who used it last.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,20 +20,19 @@ from gateway.backends.mysql import Credentials, Left, MysqlConnection
 from gateway.backends.mysql_trackers import Heard, heard
 from gateway.errors import BackendRefused, Refused
 from gateway.net.endpoint import Endpoint
-from gateway.net.requests import Requests
 from gateway.protocol.mysql import answers
-from gateway.protocol.mysql.attributes import AttributedReader, as_expected
+from gateway.protocol.mysql.attributes import as_expected
 from gateway.protocol.mysql.commands import argument_of
 from gateway.protocol.mysql.compression import packets_ahead
 from gateway.protocol.mysql.constants import Capability, Command, ErrorCode
 from gateway.protocol.mysql.handshake import LoggedIn
 from gateway.protocol.mysql.ok_packet import ServerError
-from gateway.protocol.mysql.packets import HEADER, TOO_LARGE, PacketError, PacketReader, packets_in
+from gateway.protocol.mysql.packets import HEADER, TOO_LARGE, PacketError, packets_in
 from gateway.protocol.mysql.renumbered import RenumberedTracker
 from gateway.protocol.mysql.replies import ReplyTracker
 from gateway.routing.operation import Kind, SqlOperation, TransactionEffect
 from gateway.routing.route import Policy, Target
-from gateway.sessions.mysql_discard import Discarding
+from gateway.sessions.mysql_client import UNASKED, MysqlClient
 from gateway.sessions.mysql_freshness import Freshness
 from gateway.sessions.mysql_infile import WantedFiles
 from gateway.sessions.mysql_prepared import ABOUT_CURSORS, COMMANDS, EXECUTE, FETCH, PREPARE, PreparedStatements
@@ -47,14 +45,8 @@ if TYPE_CHECKING:
     from gateway.backends.pool import MemberPool
     from gateway.sessions.mysql_service import MysqlService
 
-STALL_SECONDS: Final = 60.0  # a client that reads nothing for longer is cut off (MySQL's net_write_timeout)
-# A client that has closed its side is gone, in all likelihood, and what runs for it is ended; but one that only
-# half-closes still gets an answer that comes soon. MySQL's own SLEEP() and GET_LOCK() look every 5 s, too.
-HALF_CLOSED_SECONDS: Final = 5.0
-BACKLOG_BYTES: Final = 1 << 20  # commands that a client may pipeline behind the one that is being served
 
 LONG_BYTES: Final = 16_384  # from here on a command is looked at for whether the server takes it; all take as much
-UNASKED: Final = 0  # sequence id
 
 _QUERY: Final = int(Command.QUERY)
 _PING: Final = int(Command.PING)
@@ -62,7 +54,7 @@ _WITH_RESULTS: Final = (_QUERY, EXECUTE)
 
 
 class MysqlSession:
-    """A client that has logged in. Owner of its endpoint, taker of the connection that serves it."""
+    """A client that has logged in: what it wants, and the taker of the connection that serves it."""
 
     def __init__(self, service: MysqlService, endpoint: Endpoint, login: LoggedIn, credentials: Credentials, id_: int):
         self.service = service
@@ -72,7 +64,6 @@ class MysqlSession:
         self.user = login.user
         self.capabilities = login.capabilities
         self.id = id_
-        self.requests: Requests[Declined] = Requests(service.lane, self._resume)
         self.freshness = Freshness(service.topology)
         self.kept = SessionState(service, login)
         self.residue = Residue()
@@ -91,8 +82,7 @@ class MysqlSession:
         self._tracker = self._new_tracker()
         self.answer_at: int | None = None  # sequence id of the next error, where the command's does not tell it
         self._plain = not login.capabilities & Capability.QUERY_ATTRIBUTES
-        self._reader = (PacketReader if self._plain else AttributedReader)(limit=service.config.max_allowed_packet)
-        self._backlog: deque[bytes] = deque()
+        self.client = MysqlClient(self, endpoint, plain=self._plain)
         self.connection: MysqlConnection | None = None  # serves the command under way
         self.ran_in_transaction = 0  # statements since the open transaction began
         self.state_lost: str | None = None  # the next command is told that the held connection went away
@@ -109,44 +99,9 @@ class MysqlSession:
         self.kept_reading = False
         self.waiting: trio.CancelScope | None = None  # around what the task does for a declined command
         self.frozen: trio.Event | None = None  # a KILL QUERY is under way: set when it was answered
-        self._stalled = False  # more output waits for the client than it reads
-        self._closing = False
         endpoint.deadline = trio.current_time() + service.config.idle_timeout
 
     # ---------------------------------------------------------------- the lane's side
-
-    def received(self, chunk: bytes) -> None:
-        try:
-            messages = self._reader.feed(chunk)
-        except PacketError as error:
-            if error.code == ErrorCode.PACKET_TOO_LARGE:
-                Discarding(self, error, self._reader.take_held())
-            else:
-                self.end_with(error.code, str(error), error.sqlstate)
-            return
-        if self.connection is not None or self.requests.with_task or self._backlog or self._stalled:
-            self._backlog.extend(messages)
-            if sum(map(len, self._backlog)) > BACKLOG_BYTES:
-                self.endpoint.pause_reading()
-            return
-        if len(messages) == 1:
-            if not self.try_now(messages[0]):
-                self.requests.decline(Declined(messages[0]))
-        else:
-            self._backlog.extend(messages)
-            self._resume()
-
-    def _resume(self) -> None:
-        """Goes on with what the client has sent meanwhile."""
-        backlog = self._backlog
-        while backlog and self.connection is None and not self.requests.with_task and not self._stalled:
-            raw = backlog.popleft()
-            if not self.try_now(raw):
-                self.requests.decline(Declined(raw))
-        if not self.endpoint.reading and not backlog and not self._stalled:
-            self.endpoint.resume_reading()
-        if self._closing and not backlog and self.connection is None and not self.requests.with_task:
-            self.requests.end()
 
     def try_now(self, raw: bytes) -> bool:
         """Serves a command without awaiting anything; False if that cannot be done. Never half of it."""
@@ -350,7 +305,7 @@ class MysqlSession:
     def begin_file(self) -> bytes:
         """A file of the client's follows the command at hand; returns what has come of it."""
         self._sent = self._sent and self.operation is not None and self.operation.multi
-        return self.take_unread()
+        return self.client.take_unread()
 
     def file_asked_for(self) -> int:
         """The sequence id of the server's request."""
@@ -441,7 +396,7 @@ class MysqlSession:
             if operation.release:  # the server ends its connection now, and the client's with it
                 connection.retired = True
                 self.endpoint.finish()
-                self.requests.end()
+                self.client.requests.end()
             if operation.kind is not Kind.READ or operation.pin is not None:
                 kept.follow(connection, self.prepared.as_query(self.raw), operation, tracker.changes)
                 if operation.transaction is TransactionEffect.IMPLICIT_COMMIT or operation.kind is Kind.UNKNOWN:
@@ -509,12 +464,13 @@ class MysqlSession:
 
     def _go_on(self) -> None:
         """A command has ended: turns to whoever waits for that, or to the next one."""
-        if not self._stalled:
+        client = self.client
+        if not client.stalled:
             self.endpoint.deadline = self.service.lane.now + self.kept.idle_timeout
         if self.finished is not None:
             self.finish_for_task(None)
-        elif self._backlog or self._closing:
-            self._resume()
+        elif client.backlog or client.closing:
+            client.resume()
 
     def _to_be_asked_elsewhere(
         self, connection: MysqlConnection, operation: SqlOperation, error: ServerError
@@ -559,7 +515,7 @@ class MysqlSession:
         self._may_have_written(connection, held)
         if self._sent:
             # Part of a result is with the client: nothing but the connection's end tells it apart from a whole one.
-            self._lose_client(error)
+            self.client.lose(error)
         else:
             self._task_takes(Declined(self.raw, error, connection.member, held))
 
@@ -585,7 +541,7 @@ class MysqlSession:
             code=ErrorCode.QUERY_TIMEOUT,
         )
         if self._sent:
-            self._lose_client(limit)
+            self.client.lose(limit)
         else:
             self._task_takes(Declined(self.raw, limit, connection.member))
 
@@ -599,7 +555,7 @@ class MysqlSession:
             self.failure_held = declined.held
             self.finish_for_task(declined.error)
         else:
-            self.requests.decline(declined)
+            self.client.requests.decline(declined)
 
     def finish_for_task(self, failure: Exception | None) -> None:
         self.failure = failure
@@ -615,32 +571,16 @@ class MysqlSession:
         )
         self.rules_version = -1  # declines whatever comes next
 
-    def _lose_client(self, error: Exception) -> None:
-        self.service.log_lost(self, error)
-        if self.finished is not None:
-            self.finish_for_task(None)
-        self.endpoint.reset()
-        self.requests.end()
-
-    # -- what the endpoint calls
-
-    def ended(self) -> None:
-        self._closing = True
-        if self.connection is None and not self.requests.with_task and not self._backlog:
-            self.requests.end()
-        else:
-            self.endpoint.deadline = trio.current_time() + HALF_CLOSED_SECONDS
+    # -- how it ends
 
     def end_if_idle(self) -> None:
         """Ends the session if it is between transactions: the gateway is about to stop."""
         if self._is_idle():
-            self.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", sequence=UNASKED)
+            self.client.end_with(ErrorCode.SERVER_SHUTDOWN, "Server shutdown in progress", sequence=UNASKED)
 
     def end_by_kill(self) -> None:
         """Ends the session, and what runs for it, in the middle of whatever it does."""
-        self._backlog.clear()
-        self.endpoint.finish()
-        self.requests.end()
+        self.client.end_at_once()
         if self.waiting is not None:
             self.waiting.cancel()
 
@@ -649,57 +589,11 @@ class MysqlSession:
         self.retired = why
         self.rules_version = -1  # declines whatever comes next
         if self._is_idle():
-            self.end_with(ErrorCode.ACCESS_DENIED, why, sequence=UNASKED)
+            self.client.end_with(ErrorCode.ACCESS_DENIED, why, sequence=UNASKED)
 
     def _is_idle(self) -> bool:
-        busy = self.connection is not None or self.requests.with_task or self._backlog
+        busy = self.connection is not None or self.client.requests.with_task or self.client.backlog
         return not busy and not self.kept.status & IN_TRANSACTION
-
-    def lost(self, error: OSError) -> None:
-        self.requests.end()
-        if self.finished is not None:
-            self.finish_for_task(error)
-
-    def expired(self) -> None:
-        if self._closing:
-            self.end_by_kill()
-        elif self._stalled:
-            self._lose_client(TimeoutError(f"the client has read nothing for {STALL_SECONDS:g} s"))
-        elif self.connection is None and not self.requests.with_task:
-            self.end_with(
-                4031,  # ER_CLIENT_INTERACTION_TIMEOUT
-                "The client was disconnected by the server because of inactivity.",
-                sequence=UNASKED,
-            )
-
-    def overfull(self) -> None:
-        """The client does not read: nothing more is begun for it, and nothing more is taken from the server."""
-        self._stalled = True
-        self.endpoint.pause_reading()
-        self.endpoint.deadline = trio.current_time() + STALL_SECONDS
-        if self.connection is not None:
-            self.connection.endpoint.pause_reading()
-
-    def drained(self) -> None:
-        self._stalled = False
-        self.endpoint.deadline = trio.current_time() + self.kept.idle_timeout
-        if self.connection is not None:
-            self.connection.endpoint.resume_reading()
-        self._resume()
-
-    def raised(self, error: Exception) -> None:
-        if isinstance(error, PacketError):  # a layer's: what came is no compressed packet, say
-            self.end_with(error.code, str(error), error.sqlstate)
-        else:
-            self.requests.fail(error)
-        if self.finished is not None:
-            self.finish_for_task(error)
-
-    def end_with(self, code: int, message: str, sqlstate: str | None = None, *, sequence: int = 1) -> None:
-        """Ends the session with an error; UNASKED ones answer no command, which clients see by their number."""
-        self.endpoint.write(answers.err(sequence, code, message, sqlstate))
-        self.endpoint.finish()
-        self.requests.end()
 
     # ---------------------------------------------------------------- the task's side
 
@@ -707,9 +601,9 @@ class MysqlSession:
         """Serves until the client leaves; then gives back what the session held."""
         try:
             if leftover:
-                self.service.lane.batch(lambda: self.received(leftover))
+                self.service.lane.batch(lambda: self.client.received(leftover))
             task = CommandTask(self)
-            async for declined in self.requests:
+            async for declined in self.client.requests:
                 await task.handle(declined)
         finally:
             self._leave()
@@ -731,13 +625,6 @@ class MysqlSession:
                 self.let_go(connection)
         self.prepared.clear()
         self.residue.forget()
-
-    def take_unread(self) -> bytes:
-        """What the client has sent behind the command at hand; the reader begins anew."""
-        unread = b"".join((*self._backlog, self._reader.take_held()))
-        self._backlog.clear()
-        self._reader = (PacketReader if self._plain else AttributedReader)(limit=self.service.config.max_allowed_packet)
-        return unread
 
     def become(self, login: LoggedIn, credentials: Credentials) -> None:
         """Goes on as another user, as after a log-in."""

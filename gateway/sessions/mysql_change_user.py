@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 async def change_user(session: MysqlSession, message: bytes) -> None:
     """Carries out the command and answers it. The session ends where that fails."""
     service = session.service
-    unread = session.take_unread()
+    unread = session.client.take_unread()
     conversation = Conversation(service.lane, session.endpoint, BEFORE_LOGIN_LIMIT)
     conversation.put_back(unread)
     service.users.left(session.credentials)  # so that one's own session is not in the way of a limit
@@ -40,7 +40,7 @@ async def change_user(session: MysqlSession, message: bytes) -> None:
                 login, credentials = admitted
                 session.become(replace(login, collation=login.collation or session.kept.state.collation), credentials)
                 conversation.write(answers.ok(login.sequence))
-                leftover = login.leftover + conversation.hand_over(session)
+                leftover = login.leftover + conversation.hand_over(session.client)
                 changed = True
         if limit.cancelled_caught:
             service.entrance.failed(service.client_of(session.endpoint))
@@ -48,9 +48,9 @@ async def change_user(session: MysqlSession, message: bytes) -> None:
         changed = False  # the client has gone
     finally:
         service.users.entered(session.credentials)
-        session.endpoint.owner = session
+        session.endpoint.owner = session.client
         if not changed:
             session.endpoint.finish()
-            session.requests.end()
+            session.client.requests.end()
     if changed and leftover:
-        service.lane.batch(lambda: session.received(leftover))
+        service.lane.batch(lambda: session.client.received(leftover))

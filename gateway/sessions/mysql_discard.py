@@ -60,8 +60,8 @@ class Discarding:
 
     def _end(self) -> None:
         session, error = self._session, self._error
-        session.endpoint.owner = session
-        session.end_with(error.code, str(error), error.sqlstate, sequence=self._packets)
+        session.endpoint.owner = session.client
+        session.client.end_with(error.code, str(error), error.sqlstate, sequence=self._packets)
 
     def ended(self) -> None:
         self._end()
@@ -70,10 +70,10 @@ class Discarding:
         self._end()
 
     def lost(self, error: OSError) -> None:
-        self._session.lost(error)
+        self._session.client.lost(error)
 
     def raised(self, error: Exception) -> None:
-        self._session.requests.fail(error)
+        self._session.client.requests.fail(error)
 
     def overfull(self) -> None:
         """What waits for the client is the end of its session, and bounded by time."""

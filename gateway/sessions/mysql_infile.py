@@ -124,7 +124,7 @@ class FileStream:
     def _end(self, behind: bytes) -> None:
         """The file is whole; the reply goes on. `behind`: what the client sent after it."""
         session, connection = self._session, self._connection
-        session.endpoint.owner = session
+        session.endpoint.owner = session.client
         connection.source = None
         session.endpoint.resume_reading()
         if self._failure is None:
@@ -134,21 +134,21 @@ class FileStream:
             session.answer_at = self.sequence + 1
             self._failure()
         if behind and not session.endpoint.closed:
-            session.received(behind)
+            session.client.received(behind)
 
     def ended(self) -> None:
         self.lost(ConnectionResetError("the client left in the middle of its file"))
 
     def lost(self, error: OSError) -> None:
         self._connection.source = None
-        self._session.endpoint.owner = self._session
-        self._session.lost(error)
+        self._session.endpoint.owner = self._session.client
+        self._session.client.lost(error)
 
     def overfull(self) -> None:
-        self._session.overfull()
+        self._session.client.overfull()
 
     def drained(self) -> None:
-        self._session.drained()
+        self._session.client.drained()
 
     def expired(self) -> None:
         endpoint = self._session.endpoint
@@ -159,7 +159,7 @@ class FileStream:
             endpoint.deadline = trio.current_time() + SILENCE_SECONDS
 
     def raised(self, error: Exception) -> None:
-        self._session.raised(error)
+        self._session.client.raised(error)
 
     # -- the server's side
 

@@ -82,7 +82,7 @@ async def kill(session: MysqlSession, wanted: Kill) -> bytes:
         raise BackendRefused(f"You are not owner of thread {id_}", ErrorCode.KILL_DENIED)
     if victim is session:
         if not wanted.query:
-            session.requests.end()
+            session.client.requests.end()
         identity = session.topology.identity
         if not wanted.query and identity is not None and identity.mariadb:
             raise BackendRefused("Connection was killed", ErrorCode.CONNECTION_KILLED, "70100")

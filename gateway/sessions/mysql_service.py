@@ -162,7 +162,7 @@ class MysqlService:
                 if entered is None:
                     return
                 session, login = entered
-                leftover = login.leftover + conversation.hand_over(session)
+                leftover = login.leftover + conversation.hand_over(session.client)
                 self.sessions.add(session)
                 self.threads.add(session)
                 self.users.entered(session.credentials)

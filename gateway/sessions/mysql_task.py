@@ -81,14 +81,14 @@ class CommandTask:
         try:
             with trio.CancelScope() as session.waiting:
                 await self._handle(declined)
-            if session.waiting.cancelled_caught and not session.requests.over:
+            if session.waiting.cancelled_caught and not session.client.requests.over:
                 raise interrupted()
         except Refused as error:
             self._refuse(declined.raw, error, error.code, error.sqlstate)
         except BackendRefused as error:
             self._refuse(declined.raw, error, error.code or ErrorCode.UNKNOWN_ERROR, error.sqlstate)
         except PacketError as error:
-            session.end_with(error.code, str(error), error.sqlstate)
+            session.client.end_with(error.code, str(error), error.sqlstate)
         finally:
             session.waiting = None
 
@@ -111,7 +111,7 @@ class CommandTask:
         if self.session.frozen is not None:
             await self.session.frozen.wait()
         if self.session.retired is not None and not self.session.kept.status & IN_TRANSACTION:
-            self.session.end_with(ErrorCode.ACCESS_DENIED, self.session.retired)
+            self.session.client.end_with(ErrorCode.ACCESS_DENIED, self.session.retired)
             return
         if self.session.rules_version != service.rules_version:
             self.session.policies = service.policies_for(self.session.user, service.client_of(self.session.endpoint))
@@ -119,12 +119,12 @@ class CommandTask:
             settled = self.session.retired is None and not self.session.topology.catalogue.catalogue.stale
             self.session.rules_version = service.rules_version if settled else -1
         if command == Command.QUIT:
-            self.session.requests.end()
+            self.session.client.requests.end()
             return
         if self.session.state_lost is not None:
             lost, self.session.state_lost = self.session.state_lost, None
             if self.session.kept.pins:
-                self.session.end_with(ErrorCode.UNKNOWN_ERROR, lost)
+                self.session.client.end_with(ErrorCode.UNKNOWN_ERROR, lost)
                 return
             raise Refused(lost)
         if command == Command.PING:
@@ -215,7 +215,7 @@ class CommandTask:
         lost = f"gateway: the connection to {declined.member} was lost while the statement ran ({error})"
         if self.session.kept.pins:
             names = ", ".join(pin.value for pin in self.session.kept.pins)
-            self.session.end_with(
+            self.session.client.end_with(
                 ErrorCode.UNKNOWN_ERROR, f"{lost}; its outcome is unknown, and this session's {names} is gone"
             )
             return
