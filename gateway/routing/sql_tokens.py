@@ -32,6 +32,14 @@ EXECUTABLE_LIMIT: Final = 3
 """Most executable comments in a text that is still proven: every one doubles the readings."""
 
 
+# What MySQL 9 and MariaDB 11 have both. `_other'x'` is a column by the name of `_other`, shown as x (tried).
+CHARACTER_SETS: Final = frozenset(
+    """armscii8 ascii big5 binary cp1250 cp1251 cp1256 cp1257 cp850 cp852 cp866 cp932 dec8 eucjpms euckr gb2312 gbk
+    geostd8 greek hebrew hp8 keybcs2 koi8r koi8u latin1 latin2 latin5 latin7 macce macroman sjis swe7 tis620 ucs2 ujis
+    utf16 utf16le utf32 utf8 utf8mb3 utf8mb4""".split()
+)
+
+
 class TokenKind(IntEnum):
     WORD = 1  # unquoted: a keyword or a name
     NAME = 2  # quoted, or with letters beyond ASCII: always a name
@@ -206,8 +214,8 @@ def lex(sql: bytes, reading: Reading, include: int = 0) -> Lexed:
                 if not reading.utf8:
                     odd = odd or "a name beyond ASCII that is not quoted, in a character set that is not UTF-8"
             text = _decode(raw)
-            if text[0] == "_" and text.isascii() and sql[position : position + 1] in (b"'", b'"'):
-                continue  # the character set of the string that follows: no class depends on it
+            if text[0] == "_" and text[1:].lower() in CHARACTER_SETS and sql[position : position + 1] in (b"'", b'"'):
+                continue  # of the string that follows: no class depends on it
             if (after_dot and not space) or not text.isascii():
                 # No keyword or built-in has letters beyond ASCII, whatever `ſ` and `K` are in upper or lower case.
                 token = Token(TokenKind.NAME, "", text, space)

@@ -106,6 +106,7 @@ def test_bytes_of_any_character_set_survive_in_names_and_values() -> None:
         ("SELECT COUNT(*) FROM t", [T], [], set()),
         ("SELECT d.b FROM (SELECT a AS b FROM t) d", [T], [], {("a", T)}),
         ("SELECT b FROM (SELECT * FROM t) d", [T], [], {("*", T)}),
+        ("SELECT _ssn'x', _latin1'y' FROM t", [T], [], {("_ssn", T)}),
         ("WITH x AS (SELECT a FROM t) SELECT a FROM x", [T], [], {("a", T)}),
         ("WITH t AS (SELECT a FROM t) SELECT a FROM t", [T], [], {("a", T)}),
         ("WITH x (n) AS (SELECT a FROM u), y AS (SELECT n FROM x) SELECT n FROM y", [U], [], {("a", U)}),
