@@ -3,6 +3,9 @@
 A *handle* is one statement of the server's. MySQL fits a handle to the parameter types that it runs with first, and
 keeps to them: `SELECT ?` that ran with an integer answers 0 to 'abc' (seen on 9.7). There a handle serves only
 executions with its own types, NULLs aside; MariaDB derives types anew each time.
+
+One that takes a VECTOR serves once. MySQL prepares a statement again within its first execution where other types come
+than it had expected, an integer for INT already, and from then on refuses every vector (error 6136, seen on 9.7).
 """
 
 from __future__ import annotations
@@ -63,13 +66,17 @@ def shared_statement(text: bytes, state: State, user_variables: frozenset[str]) 
 
 
 class Handle:
-    """A statement on a server. `types` are those of its last execution; `settled` those that MySQL fitted it to."""
+    """A statement on a server. `types` are those of its last execution; `settled` those that MySQL fitted it to.
 
-    __slots__ = ("cursor", "id", "settled", "shared", "types", "used")
+    `once`: it serves one execution only.
+    """
 
-    def __init__(self, shared: SharedStatement, id_: int) -> None:
+    __slots__ = ("cursor", "id", "once", "settled", "shared", "types", "used")
+
+    def __init__(self, shared: SharedStatement, id_: int, *, once: bool = False) -> None:
         self.shared = shared
         self.id = id_
+        self.once = once
         self.types: bytes | None = None  # None: unknown, to be sent with the next execution
         self.settled: bytes | None = None
         self.cursor = False  # a client has an open cursor on it
@@ -99,7 +106,7 @@ class Handles:
     def find(self, shared: SharedStatement, types: bytes | None) -> Handle | None:
         """A handle without an open cursor that an execution with these types may use."""
         for handle in self._by_statement.get(shared, ()):
-            if handle.cursor:
+            if handle.cursor or (handle.once and handle.settled is not None):
                 continue
             settled = handle.settled
             if settled == types or not self._fitted or settled is None or types is None or fits_types(settled, types):
@@ -238,7 +245,7 @@ class Preparation:
             self._refused(tracker.error)
             return
         assert tracker.statement_id is not None
-        handle = Handle(self._shared, tracker.statement_id)
+        handle = Handle(self._shared, tracker.statement_id, once=tracker.takes_vectors)
         connection.handles.add(handle)
         self._then(handle)
 

@@ -347,7 +347,7 @@ class PreparedStatements:
         assert tracker.statement_id is not None
         self._session.commands -= 1  # it leaves alone what is known of the statement before
         shared, reading = self.preparing
-        handle = Handle(shared, tracker.statement_id)
+        handle = Handle(shared, tracker.statement_id, once=tracker.takes_vectors)
         handle.used = self._session.service.lane.now
         connection.handles.add(handle)
         for old in connection.handles.replaced_by(handle):
@@ -370,7 +370,7 @@ class PreparedStatements:
                 self._again = True
                 close_handle(connection, handle)
                 return False
-            if statement.long_data:
+            if statement.long_data and not handle.once:
                 close_handle(connection, handle)  # whatever the server has kept of it is nobody else's
         if statement.long_data and (error is None or error.code not in _KEEP_LONG_DATA):
             self._long_bytes -= statement.forget_long_data()
@@ -378,6 +378,8 @@ class PreparedStatements:
             handle.cursor = True
             statement.cursor, statement.handle, statement.policy = connection, handle, self._session.policy
             self.cursors += 1
+        elif handle is not None and handle.once:
+            close_handle(connection, handle)
         return True
 
     # ---------------------------------------------------------------- long data

@@ -6,7 +6,8 @@ if the server says that none of the session's is held any more.
 
 What is read back has to come to the same value as a literal, its type, character set and collation included. A user
 variable is an integer, a decimal, a double or a string (servers keep dates as strings); of a decimal its text tells the
-scale, and servers print a double so that it reads back the same. Whatever else comes, or is too long, stays pinned.
+scale, and servers print a double so that it reads back the same. Whatever else comes, or is too long, stays pinned; so
+do strings that are malformed in their character set, of which servers take no literal.
 """
 
 from __future__ import annotations
@@ -98,14 +99,19 @@ async def _read_back(
         return
     ((row,), kinds) = answer
     made: list[Assignment] = []
+    foreign: list[str] = []  # beyond ASCII
     at = 0
     for one in operation.read_back:
         width = 4 if one.scope is Scope.USER else 1
         value = (_user_value if one.scope is Scope.USER else _system_value)(row[at : at + width], kinds[at])
         if value is None:
             return
+        if one.scope is Scope.USER and value.startswith("_") and not bytes.fromhex(str(row[at + 1])).isascii():
+            foreign.append(value)
         made.append(as_asked(Assignment(one.scope, one.name, value), sql))
         at += width
+    if foreign and await _ask(session, held, f"SELECT {', '.join(foreign)} LIMIT 1") is None:
+        return
     session.kept.know(held, tuple(made))
     tracked = tuple(one for one in made if one.name in TRACKERS)
     if tracked and not await _arm(session, held, tracked):

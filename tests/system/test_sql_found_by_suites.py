@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import time
 from typing import Any
 
+import mysql.connector
 import pymysql
 import pymysql.constants.COMMAND as COMMAND
 import pytest
 from gateways import SqlGateway, rows, value
+
+from gateway.demo.mysql_servers import APP
 
 pytestmark = pytest.mark.servers
 
@@ -47,3 +52,34 @@ def test_closing_a_statement_twice_in_a_transaction_is_not_answered(sql_gateway:
         raw._next_seq_id = 0
         assert value(one, "SELECT 2") == 2
         one.commit()
+
+
+def test_every_new_statement_takes_a_vector(mysql9_gateway: SqlGateway) -> None:
+    """MySQL refuses a vector to a statement that ran before and that it prepared again for an integer's type."""
+    connection = mysql.connector.connect(
+        host=mysql9_gateway.host, port=mysql9_gateway.port, user=APP.user, password=APP.password,
+        database="shop", autocommit=True, use_pure=True,
+    )  # fmt: skip
+    with contextlib.closing(connection):
+        cursor: Any = connection.cursor()
+        cursor.execute("CREATE TABLE embeddings (id INT, embedding VECTOR(3))")
+        vector = struct.pack("<3f", 1, 2, 3)
+        for number in range(3):
+            with contextlib.closing(connection.cursor(prepared=True)) as prepared:
+                prepared.execute("INSERT INTO embeddings VALUES (%s, %s)", (number, vector))
+        cursor.execute("SELECT COUNT(embedding) FROM embeddings")
+        assert cursor.fetchall() == [(3,)]
+        cursor.execute("DROP TABLE embeddings")
+
+
+def test_a_malformed_string_in_a_user_variable_is_taken_nowhere_else(sql_gateway: SqlGateway) -> None:
+    """mysql-connector-python passes bytes to procedures by SET @a = '...', whatever the connection's character set."""
+    connection = mysql.connector.connect(
+        host=sql_gateway.host, port=sql_gateway.port, user=APP.user, password=APP.password,
+        database="shop", autocommit=True, use_pure=True, charset="utf8mb4", collation="utf8mb4_general_ci",
+    )  # fmt: skip
+    with contextlib.closing(connection), contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("CREATE PROCEDURE takes_bytes (data VARBINARY(512)) BEGIN END")
+        sql_gateway.group.wait_caught_up()
+        assert cursor.callproc("takes_bytes", ((b"\xf0\xf1\xf2", "BINARY"),)) == (b"\xf0\xf1\xf2",)
+        cursor.execute("DROP PROCEDURE takes_bytes")

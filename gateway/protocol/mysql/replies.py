@@ -9,16 +9,17 @@ A reply is a walk over packets, and what the next packet may be is the phase:
     FIRST   OK, ERR, EOF (COM_SET_OPTION), LOCAL INFILE, or the number of columns of a result set
     PREPARE the header of COM_STMT_PREPARE's reply, or ERR
     STRING  COM_STATISTICS: any one packet
-    SKIP    packets that are only counted: definitions of columns and parameters, and the EOF behind them
+    PARAMS  the definitions of a prepared statement's parameters
+    SKIP    packets that are only counted: definitions of columns, and the EOF behind them
     COLUMNS the EOF behind the columns of COM_STMT_EXECUTE: with a cursor it ends the reply
     ROWS    rows (definitions, for COM_FIELD_LIST) until EOF, OK with the header 0xFE, or ERR
     DIRECT  the first packet of a reply that begins with rows: COM_STMT_FETCH, COM_FIELD_LIST
     END     nothing more
     FILE    nothing, until the client has sent the file that was asked for
 
-Only packets of control (OK, ERR, EOF, headers) are looked into and therefore kept until they are whole; of any other
-one at most its first five bytes are held back, so memory is bounded whatever the size of the reply. Rows of 16 MiB
-and more continue in further packets, whose first byte means nothing.
+Only packets of control (OK, ERR, EOF, headers, parameters) are looked into and therefore kept until they are whole; of
+any other one at most its first five bytes are held back, so memory is bounded whatever the size of the reply. Rows of
+16 MiB and more continue in further packets, whose first byte means nothing.
 
 The metadata of the last result set is remembered as it came (the prefix): a session that asks the same question
 again, as most do, gets the same bytes in front of its rows, and one comparison replaces the walk over them. That is
@@ -59,6 +60,7 @@ _ROWS: Final = 5
 _DIRECT: Final = 6
 _END: Final = 7
 _FILE: Final = 8
+_PARAMS: Final = 9
 
 _MORE_RESULTS: Final = int(Status.MORE_RESULTS_EXISTS)
 _CURSOR: Final = int(Status.CURSOR_EXISTS)
@@ -80,6 +82,8 @@ _SHORT_OK: Final = Struct("<BBBHH").unpack_from  # header, affected rows, insert
 _OK_PACKET: Final = Struct("<IBBBHH").unpack_from  # a whole one: length and sequence id, then as above
 _EOF: Final = Struct("<HH").unpack_from  # warnings, status
 _EOF_PACKET: Final = Struct("<IBHH").unpack_from  # a whole one: length and sequence id, header, then as above
+_DEFINITION_END: Final = 6  # bytes: type, flags (2), decimals, filler (2) end every definition
+_VECTOR: Final = 0xF2  # MYSQL_TYPE_VECTOR
 _PREPARED: Final = Struct("<IHHxH").unpack_from  # statement id, columns, parameters, warnings
 
 _BEGIN: Final = [_FIRST] * 256
@@ -117,6 +121,7 @@ class ReplyTracker:
     changes         what state trackers reported, over all results of the reply; None if nothing
     told            False: `error`, `changes` and what is listed below are as `begin` left them
     statement_id, columns, parameters   of COM_STMT_PREPARE's reply; None for others
+    takes_vectors   one of the parameters is a VECTOR (MySQL 9)
     infile          name of the file that the server asks the client for; the reply goes on after the client sent it,
                     and `file_sent` was called; `infile_at` is the sequence id of the request
 
@@ -159,6 +164,7 @@ class ReplyTracker:
         "statement_id",
         "statement_told",
         "status",
+        "takes_vectors",
         "told",
         "warnings",
     )
@@ -205,6 +211,7 @@ class ReplyTracker:
         self.statement_id: int | None = None
         self.columns: int | None = None
         self.parameters: int | None = None
+        self.takes_vectors = False
         self.infile: str | None = None
         self.infile_at = 0
 
@@ -414,6 +421,9 @@ class ReplyTracker:
             self.refused = lone
             self._phase = _END
             return None
+        if phase == _PARAMS:
+            self._on_parameter(payload)
+            return None
         if phase == _PREPARE:
             self._on_prepared(first, payload)
             told = self.statement_told
@@ -452,8 +462,26 @@ class ReplyTracker:
         self.statement_id, columns, parameters, self.warnings = _PREPARED(payload, 1)
         self.columns = columns
         self.parameters = parameters
+        if parameters:
+            self._remaining = parameters
+            self._phase = _PARAMS
+        else:
+            self._skip_definitions()
+
+    def _on_parameter(self, payload: bytes) -> None:
+        if len(payload) < _DEFINITION_END:
+            raise PacketError(f"definition of a parameter in {len(payload)} bytes")
+        if payload[-_DEFINITION_END] == _VECTOR:
+            self.takes_vectors = True
+        self._remaining -= 1
+        if not self._remaining:
+            self._skip_definitions()
+
+    def _skip_definitions(self) -> None:
+        """What is left of COM_STMT_PREPARE's reply: the columns, and the EOF behind each kind of definitions."""
+        columns, parameters = self.columns or 0, self.parameters or 0
         eofs = 0 if self._deprecate_eof else (columns > 0) + (parameters > 0)
-        self._remaining = columns + parameters + eofs
+        self._remaining = columns + eofs
         self._then = _END
         self._phase = _SKIP if self._remaining else _END
 
