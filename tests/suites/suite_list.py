@@ -120,7 +120,10 @@ def _connector(cache: Cache, target: Target, only: Sequence[str]) -> Run:
     options += [f"--user={ROOT.user}", f"--password={ROOT.password}"]
     only = only or ["--test-regex=(?!.*timeout)"]  # those modules wait for minutes for the client's own time-outs
     command = [str(cache.python), str(RECORDER), str(target.outcomes), str(source / "unittests.py"), *options, *only]
-    return Run(command, source)
+    # Its C extension needs the OpenSSL that comes with it, and Python's own ssl would have loaded an older one first.
+    libraries = cache.environment.glob("lib/*/site-packages/mysql/vendor")
+    environment = {"LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
+    return Run(command, source, environment)
 
 
 SUITES: Final = (
