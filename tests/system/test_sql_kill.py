@@ -150,6 +150,27 @@ def test_kill_query_ends_the_statement_where_it_runs_and_nothing_else(
         assert value(killer, "SELECT 1") == 1
 
 
+@pytest.mark.parametrize("where", ["replica", "primary"])
+def test_kill_query_in_the_middle_of_a_result_ends_it_with_the_servers_error(guarded: SqlGateway, where: str) -> None:
+    hint = "/* gateway: primary */ " if where == "primary" else ""
+    with connected(guarded) as writer:
+        rows(writer, "CREATE TABLE long_one (id INT AUTO_INCREMENT PRIMARY KEY, c VARCHAR(255))")
+        with writer.cursor() as cursor:
+            cursor.executemany("INSERT INTO long_one (c) VALUES (%s)", [("a" * 255,)] * 1024)
+        guarded.group.wait_caught_up()
+    with connected(guarded) as victim, connected(guarded) as killer:
+        with victim.cursor(pymysql.cursors.SSCursor) as cursor:
+            cursor.execute(f"SELECT {hint}x.*, y.* FROM long_one x, long_one y")  # half a gigabyte
+            assert cursor.fetchone() is not None
+            rows(killer, f"KILL QUERY {victim.thread_id()}")
+            with pytest.raises(pymysql.MySQLError) as raised:
+                cursor.fetchall()
+            assert raised.value.args[0] == 1317
+        served_by = dict(rows(victim, "SHOW GATEWAY LAST ROUTE"))["member"]
+        assert (served_by == guarded.group.primary.address) == (where == "primary")
+        assert value(victim, "SELECT 1") == 1
+
+
 def test_an_open_transaction_outlives_kill_query(guarded: SqlGateway) -> None:
     with connected(guarded) as victim, connected(guarded) as killer:
         rows(victim, "CREATE TABLE t (a INT)")
