@@ -12,7 +12,7 @@ from gateway.cli.main import Exit
 from gateway.config import Config, read_config
 from gateway.config_check import unserved, warnings
 from gateway.rules.compile import RuleSet
-from gateway.rules.load import read_rules, rule_warnings
+from gateway.rules.load import read_rules
 from gateway.rules.setting import Setting
 from gateway.tls_settings import tls_problems, tls_warnings
 
@@ -56,7 +56,7 @@ def check(
 
         errors += [str(problem) for problem in failing_tests(files, Setting(RuleSet(files), read))]
     if not quiet:
-        for warning in [*warnings(read), *map(str, tls_warnings(read)), *map(str, rule_warnings(files))]:
+        for warning in [*warnings(read), *map(str, tls_warnings(read))]:
             place, _, message = warning.partition(": ")
             print(f"{place}: warning: {message}", file=sys.stderr)
         if not offline and not errors:

@@ -81,25 +81,6 @@ def _tables(reader: Reader, name: str) -> Iterator[tuple[Place, Any]]:
         yield (name, index), table
 
 
-def rule_warnings(files: tuple[RuleFile, ...]) -> list[ConfigError]:
-    """What these rules cannot do in this version, although they say it."""
-    return [
-        ConfigError(
-            f'rule "{rule.name}": columns are not followed through views and stored functions in this version; '
-            'name the views too, as "view.*"',
-            *_file_and_line(rule.place),
-        )
-        for file in files
-        for rule in file.rules
-        if rule.match.columns is not None
-    ]
-
-
-def _file_and_line(place: str) -> tuple[str, int]:
-    file, _, line = place.rpartition(":")
-    return file, int(line)
-
-
 # ---------------------------------------------------------------- rules
 
 
