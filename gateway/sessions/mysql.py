@@ -3,7 +3,7 @@
 `try_now` serves a command within the lane's batch if everything it needs is at hand: the class is known, a member is
 fresh enough, an idle connection is in the session's state. Everything else is declined and goes to `handle`, in the
 connection's own task: waiting for a replica, opening or resetting a connection, retrying, refusing. Both meet in
-`_begin`, which sends the command, and in `reply`, through which every byte of an answer passes undecoded.
+`begin`, which sends the command, and in `reply`, through which every byte of an answer passes undecoded.
 
 A session *holds* its connection while a transaction is open or a pin says so. Otherwise the connection goes back to
 its pool after every reply, and remembers who used it last.
@@ -366,8 +366,8 @@ class MysqlSession:
         if self.policy is not None and self.policy.timeout is not None:
             connection.endpoint.deadline = math.inf
         kept = self.kept
-        quiet = not (tracker.told or tracker.warnings or self.held is not None) and tracker.status == kept.status
-        if quiet and operation.plain and command in _WITH_RESULTS:
+        noted = tracker.told or tracker.warnings or self.held is not None or kept.pins
+        if not noted and tracker.status == kept.status and operation.plain and command in _WITH_RESULTS:
             # What nearly every reply is: of a read that changed nothing and left nothing behind.
             self.endpoint.send(answer)
             self.freshness.saw(connection.member, self.service.lane.now)
