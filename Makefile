@@ -35,10 +35,12 @@ soak: export FRESHNESS_SECONDS = 120
 soak: export GATEWAY_ORACLE_SECONDS = 300
 soak: export DIFFERENTIAL_SEEDS = 20
 soak: export GATEWAY_FUZZ_EXAMPLES = 5000
+soak: export SYSBENCH_SECONDS = 20
 soak: $(VENV)/installed servers ## the tests whose length matters, at full length (PYTEST="-k isolation")
 	$(RUN) pytest -v tests/system/test_sql_isolation.py tests/system/test_sql_multiplexing.py \
 		tests/system/test_sql_freshness.py tests/system/test_sql_oracle.py tests/system/test_sql_differential.py \
-		tests/routing/test_sql_fold_property.py tests/protocol/mysql/test_mysql_fuzz_seeds.py $(PYTEST)
+		tests/system/test_sql_sysbench.py tests/routing/test_sql_fold_property.py \
+		tests/protocol/mysql/test_mysql_fuzz_seeds.py $(PYTEST)
 
 bench: $(VENV)/installed servers ## measure the gateway beside its peers (BENCH="--quick" and other options)
 	$(VENV)/bin/python benchmarks/bench.py $(BENCH)

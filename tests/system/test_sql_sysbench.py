@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from typing import Final
@@ -14,7 +15,7 @@ from gateway.demo.mysql_servers import APP
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
-SECONDS: Final = 3
+SECONDS: Final = int(os.environ.get("SYSBENCH_SECONDS", "3"))
 THREADS: Final = 16
 
 
